@@ -1,0 +1,324 @@
+"""Batches to train and to evaluate on, with a position that can be restored.
+
+Batch number i is a function of the examples, the seed and i alone: a resumed
+run computes where it goes on and replays nothing, and every process of a run
+on many hosts takes its rows of the same batch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from typing import Any, NamedTuple
+import warnings
+
+import numpy as np
+
+from prompt_tuning import errors
+from prompt_tuning.data import features
+
+Batch = dict[str, np.ndarray]
+Lengths = Mapping[str, int]
+
+# Every bucket is one more compilation of the step, so `auto` has few.
+_AUTO_BUCKETS = 4
+
+# Lengths that `auto` chooses from are multiples of it; see `auto_buckets`.
+_AUTO_MULTIPLE = 16
+
+
+class TrainBatches:
+  """An endless iterator of shuffled batches of one or several tasks.
+
+  Examples are grouped in buckets by the length of their inputs, and a batch
+  is padded to its bucket's length only. Each bucket shuffles anew in every
+  epoch; buckets take turns in proportion to their examples, so that all
+  examples are seen equally often. Several tasks are mixed inside each batch.
+  """
+
+  def __init__(
+      self,
+      examples: features.Examples | Sequence[tuple[features.Examples, float]],
+      batch_size: int,
+      seed: int,
+      lengths: Lengths,
+      bucket_lengths: Sequence[int] | str | None = None,
+      process_index: int = 0,
+      process_count: int = 1,
+  ):
+    """Plans the batches; nothing is padded before it is asked for.
+
+    Args:
+      examples: of one task, or (examples, rate) of several, where a rate is
+        the share of an example of that task in the stream.
+      batch_size: B, over all processes.
+      seed: of the order of examples.
+      lengths: of the padded "inputs" and "targets".
+      bucket_lengths: lengths of inputs to pad to, "auto" for up to 4 lengths
+        that fit the examples, None to pad all to `lengths["inputs"]`.
+      process_index: which rows of each batch to give: the `process_index`th
+        of `process_count` equal parts.
+      process_count: how many processes share a batch.
+
+    Raises:
+      UserError: the batch cannot be shared evenly, or no rate is positive.
+    """
+    self._tasks = _positive_rates(examples)
+    self._lengths = dict(lengths)
+    self._batch_size = batch_size
+    self._rows = process_rows(batch_size, process_index, process_count)
+    self._buckets = _bucket_lengths(
+        bucket_lengths, [one for one, _ in self._tasks], lengths["inputs"])
+    self._plan = _plan(self._tasks, self._buckets, batch_size, seed)
+    self._fingerprint = _order_fingerprint(
+        self._tasks, self._buckets, batch_size, seed)
+    self._step = 0
+
+  @property
+  def bucket_lengths(self) -> tuple[int, ...]:
+    """The lengths of inputs that batches come in, rising."""
+    return self._buckets
+
+  def __iter__(self) -> "TrainBatches":
+    return self
+
+  def __next__(self) -> Batch:
+    batch = self[self._step]
+    self._step += 1
+    return batch
+
+  def __getitem__(self, step: int) -> Batch:
+    """Batch number `step`, this process' rows; the position stays."""
+    bucket, rows = self._plan[step]
+    rows = rows[self._rows]
+    return features.model_features(
+        [self._tasks[task][0].ids("inputs", row) for task, row in rows],
+        [self._tasks[task][0].ids("targets", row) for task, row in rows],
+        int(bucket), self._lengths["targets"])
+
+  def get_state(self) -> dict[str, Any]:
+    """The position, to keep in a checkpoint as JSON."""
+    return {"step": self._step, "order": self._fingerprint}
+
+  def set_state(self, state: Mapping[str, Any]) -> None:
+    """Goes on at a position, at once however far it is.
+
+    Warns when the examples, the seed or the sizes are others than those the
+    position was taken with: the run goes on, but in another order.
+    """
+    if state["order"] != self._fingerprint:
+      warnings.warn(
+          "the examples, the seed, the batch size or the buckets have changed "
+          f"since step {state['step']}: the order of examples from here on is "
+          "another than an unbroken run would have had", stacklevel=2)
+    self._step = int(state["step"])
+
+
+class EvalBatch(NamedTuple):
+  """A batch of evaluation.
+
+  Attributes:
+    features: see `features.model_features`, this process' rows.
+    indices: [B] the examples in the rows of the whole batch.
+    is_real: [B] False in rows that only fill the last batch; such a row
+      repeats the last example with loss weights 0.
+  """
+
+  features: Batch
+  indices: np.ndarray
+  is_real: np.ndarray
+
+
+def eval_batches(
+    examples: features.Examples,
+    batch_size: int,
+    lengths: Lengths,
+    num_batches: int | None = None,
+    bucket_lengths: Sequence[int] | str | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[EvalBatch]:
+  """All examples once, in order, in batches of one size.
+
+  Args:
+    examples: of one task.
+    batch_size: B, over all processes.
+    lengths: of the padded "inputs" and "targets".
+    num_batches: at most so many; None for all.
+    bucket_lengths: as in `TrainBatches`; a batch is padded to the shortest
+      length that holds its longest inputs.
+    process_index: as in `TrainBatches`.
+    process_count: as in `TrainBatches`.
+
+  Returns:
+    An iterator of batches; what is wrong with the arguments is raised at once.
+  """
+  rows = process_rows(batch_size, process_index, process_count)
+  buckets = _bucket_lengths(bucket_lengths, [examples], lengths["inputs"])
+  starts = range(0, len(examples), batch_size)
+  if num_batches is not None:
+    starts = starts[:num_batches]
+  return (
+      _eval_batch(examples, start, batch_size, buckets, lengths["targets"],
+                  rows)
+      for start in starts)
+
+
+def _eval_batch(
+    examples, start, batch_size, buckets, targets_length, rows
+) -> EvalBatch:
+  wanted = np.arange(start, start + batch_size)
+  is_real = wanted < len(examples)
+  indices = np.minimum(wanted, len(examples) - 1)
+  longest = int(examples.lengths("inputs")[indices].max())
+  batch = features.model_features(
+      [examples.ids("inputs", i) for i in indices[rows]],
+      [examples.ids("targets", i) for i in indices[rows]],
+      buckets[int(np.searchsorted(buckets, longest))], targets_length)
+  batch["decoder_loss_weights"] *= is_real[rows, None]
+  return EvalBatch(batch, indices, is_real)
+
+
+def process_rows(
+    batch_size: int, process_index: int, process_count: int) -> slice:
+  """The rows of a batch that a process holds.
+
+  Raises:
+    UserError: the processes cannot have equally many.
+  """
+  if batch_size < 1 or batch_size % process_count:
+    raise errors.UserError(
+        f"BATCH_SIZE={batch_size} cannot be shared by {process_count} "
+        f"processes; make it a positive multiple of {process_count}")
+  share = batch_size // process_count
+  return slice(process_index * share, (process_index + 1) * share)
+
+
+def auto_buckets(lengths: np.ndarray, longest: int) -> tuple[int, ...]:
+  """Up to 4 lengths, multiples of 16, that leave the least padding.
+
+  Multiples keep the number of shapes apart from the data's accidents, so that
+  a slightly different dataset finds its steps compiled.
+
+  Args:
+    lengths: [N] of the inputs.
+    longest: no length is greater; it need not be a multiple.
+
+  Returns:
+    Rising lengths, the last of which holds the longest inputs.
+  """
+  steps = np.ceil(np.asarray(lengths) / _AUTO_MULTIPLE).astype(int)
+  counts = np.bincount(np.maximum(steps, 1))
+  last = len(counts) - 1
+  below = np.cumsum(counts)  # below[s]: inputs of at most s multiples
+  # best[s]: least padded size of all inputs of at most s multiples with the
+  # buckets so far, the longest of which is s; and those buckets.
+  best = {s: (int(below[s]) * s, (s,)) for s in range(1, last + 1)}
+  for _ in range(_AUTO_BUCKETS - 1):
+    best = {
+        s: min([best[s]] + [
+            (best[t][0] + int(below[s] - below[t]) * s, (*best[t][1], s))
+            for t in range(1, s)])
+        for s in best}
+  return tuple(min(s * _AUTO_MULTIPLE, longest) for s in best[last][1])
+
+
+def _bucket_lengths(
+    wanted: Sequence[int] | str | None,
+    examples: Sequence[features.Examples],
+    longest: int,
+) -> tuple[int, ...]:
+  """Rising lengths of inputs; the last one holds every example."""
+  if wanted is None:
+    return (longest,)
+  if isinstance(wanted, str):
+    if wanted != "auto":
+      raise errors.UserError(
+          f"bucket_lengths={wanted!r} is neither 'auto' nor a list of lengths")
+    return auto_buckets(
+        np.concatenate([one.lengths("inputs") for one in examples]), longest)
+  if any(int(length) != length or length < 1 for length in wanted):
+    raise errors.UserError(
+        f"bucket_lengths={list(wanted)} must be positive whole numbers")
+  return tuple(sorted({int(n) for n in wanted if n < longest} | {longest}))
+
+
+def _positive_rates(examples) -> list[tuple[features.Examples, float]]:
+  if isinstance(examples, features.Examples):
+    return [(examples, 1.0)]
+  found = [(one, float(rate)) for one, rate in examples if rate > 0]
+  if not found:
+    raise errors.UserError(
+        "no task of the mixture has a rate above 0; give the rate of at least "
+        "one")
+  return found
+
+
+def _order_fingerprint(tasks, buckets, batch_size, seed) -> str:
+  facts = [(one.fingerprint, rate) for one, rate in tasks]
+  text = repr((facts, tuple(map(int, buckets)), batch_size, seed))
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plan(tasks, buckets, batch_size, seed):
+  """A grain dataset: step -> (bucket's length, [B, 2] task and row)."""
+  import grain
+
+  parts, weights = [], []
+  for length, members in _members(tasks, buckets, batch_size):
+    shares = [rate * len(rows) / len(tasks[task][0])
+              for task, rate, rows in members]
+    shuffled = [
+        _shuffled(task, rows, _derived_seed(seed, task, length))
+        for task, _, rows in members]
+    mixed = grain.MapDataset.mix(shuffled, shares)
+    batched = mixed.batch(batch_size, batch_fn=np.stack)
+    parts.append(batched.map(lambda rows, length=length: (length, rows)))
+    weights.append(sum(shares))
+  return grain.MapDataset.mix(parts, weights)
+
+
+def _members(tasks, buckets, batch_size):
+  """Each bucket's (task, rate, rows); too small ones go to the next longer.
+
+  A bucket with fewer examples than a batch would repeat examples within its
+  batches, so it is joined to the next longer one; the longest to the one
+  before it.
+  """
+  found = [[] for _ in buckets]
+  for task, (examples, rate) in enumerate(tasks):
+    places = np.searchsorted(buckets, examples.lengths("inputs"))
+    for place in range(len(buckets)):
+      found[place].append((task, rate, np.flatnonzero(places == place)))
+  kept = []
+  for length, members in zip(buckets, found):
+    if kept and _size(kept[-1][1]) < batch_size:
+      members = _joined(kept.pop()[1], members)
+    kept.append((length, members))
+  if len(kept) > 1 and _size(kept[-1][1]) < batch_size:
+    length, members = kept.pop()
+    kept[-1] = (length, _joined(kept[-1][1], members))
+  return [
+      (length, [member for member in members if len(member[2])])
+      for length, members in kept if _size(members)]
+
+
+def _size(members) -> int:
+  return sum(len(rows) for _, _, rows in members)
+
+
+def _joined(one, other):
+  return [(task, rate, np.concatenate([rows, more]))
+          for (task, rate, rows), (_, _, more) in zip(one, other)]
+
+
+def _shuffled(task: int, rows: np.ndarray, seed: int):
+  """An endless dataset of [task, row], each epoch in another order."""
+  import grain
+
+  pairs = np.stack([np.full_like(rows, task), rows], axis=1)
+  return grain.MapDataset.source(pairs).shuffle(seed).repeat()
+
+
+def _derived_seed(seed: int, task: int, length: int) -> int:
+  """Unrelated to its neighbours' seeds: grain adds the epoch to a seed."""
+  text = f"{seed} {task} {length}"
+  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

@@ -1,0 +1,173 @@
+"""Beam search with T5X's rules.
+
+Every step looks at the 2K most likely continuations of the K live hypotheses
+of an example. Those that end join the K best finished ones, ranked by
+log-probability over a length penalty; the K best of the others live on. At
+most K of the 2K can end, so K always live on.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from prompt_tuning.decoding import Cache, StepFn
+from prompt_tuning.decoding import cache as caches
+from prompt_tuning.errors import UserError
+
+# (length with EOS, alpha) -> what a log-probability is divided by; it must
+# rise or fall with the length throughout.
+PenaltyFn = Callable[[jax.Array | int, float], jax.Array | float]
+
+
+def t5x_brevity(length: jax.Array | int, alpha: float) -> jax.Array | float:
+  """((5 + length) / 6)**alpha: T5X's, from Wu et al. 2016, section 7."""
+  return ((5.0 + length) / 6.0) ** alpha
+
+
+def hugging_face_length(
+    length: jax.Array | int, alpha: float
+) -> jax.Array | float:
+  """length**alpha: Hugging Face's, alpha being its `length_penalty`."""
+  return (1.0 * length) ** alpha
+
+
+class _State(NamedTuple):
+  """K hypotheses of both kinds, best first; score -inf is an empty slot."""
+
+  position: jax.Array  # scalar int32, how many tokens are written
+  last: jax.Array  # [B, K] int32, the token to feed next
+  live_tokens: jax.Array  # [B, K, max_length] int32
+  live_log_probs: jax.Array  # [B, K] float32
+  finished_tokens: jax.Array  # [B, K, max_length] int32
+  finished_scores: jax.Array  # [B, K] float32
+  cache: Cache  # B * K rows
+
+
+def beam_search(
+    step: StepFn,
+    cache: Cache,
+    *,
+    batch_size: int,
+    max_length: int,
+    eos_id: int,
+    num_beams: int = 4,
+    alpha: float = 0.6,
+    penalty: PenaltyFn = t5x_brevity,
+    start_id: int = 0,
+    batch_axis: int = 0,
+) -> tuple[jax.Array, jax.Array]:
+  """Finds the K best-scoring sequences of each example.
+
+  A search goes on while a live hypothesis could still enter the finished ones
+  of its example; so an example's result does not depend on the others in its
+  batch. As in T5X, an example that finished anything by `max_length` gives its
+  finished hypotheses only, and one that finished nothing gives its live ones
+  with plain log-probabilities as scores.
+
+  With `hugging_face_length` this is Hugging Face's search with
+  `early_stopping="never"`, but for two rules of its own: there a hypothesis
+  that is cut off at the maximal length counts as finished, and one that ends
+  counts only if it is among the K, not 2K, most likely continuations.
+
+  One beam is not greedy search: it also keeps an ending that was second best.
+
+  Args:
+    step: see the package's docstring; called with N = B * num_beams rows.
+    cache: leaves with B rows.
+    batch_size: B.
+    max_length: tokens to return for each hypothesis.
+    eos_id: ends a hypothesis; it counts in its length and score.
+    num_beams: K.
+    alpha: strength of the length penalty; 0 is none, more favours longer.
+    penalty: `t5x_brevity` or `hugging_face_length`.
+    start_id: fed first, not returned.
+    batch_axis: where the cache has its rows; 1 when layers are scanned.
+
+  Returns:
+    tokens: [B, num_beams, max_length] int32, 0 after `eos_id`, best FIRST.
+      (T5X has the best last.)
+    scores: [B, num_beams] float32. Where an example has fewer hypotheses than
+      beams, the rest are all 0 with score -inf. (T5X: about -1e7.)
+
+  Raises:
+    UserError: for num_beams below 1.
+  """
+  if num_beams < 1:
+    raise UserError(f"beam_search.num_beams is {num_beams}: give at least 1.")
+
+  def unfinished(state: _State):
+    # Log-probabilities only fall and are never above 0, so a live hypothesis
+    # ends at best with the one it has now over the greatest divisor ahead.
+    divisor = jnp.maximum(
+        penalty(state.position + 1, alpha), penalty(max_length, alpha))
+    reachable = state.live_log_probs[:, 0] / divisor  # [B]
+    worst = state.finished_scores[:, -1]  # [B], -inf while a slot is empty
+    can_improve = (reachable >= worst) & (reachable > -jnp.inf)
+    return (state.position < max_length) & jnp.any(can_improve)
+
+  def advance(state: _State) -> _State:
+    logits, new_cache = step(state.last.reshape(-1, 1), state.cache)
+    log_probs, beams, chosen = _continuations(logits, state.live_log_probs)
+    tokens = _take(state.live_tokens, beams)  # [B, 2K, max_length]
+    tokens = tokens.at[:, :, state.position].set(chosen)
+    ends = chosen == eos_id  # [B, 2K]
+
+    live_log_probs, living = lax.top_k(
+        jnp.where(ends, -jnp.inf, log_probs), num_beams)
+    ended_scores = log_probs / penalty(state.position + 1, alpha)
+    finished_scores, best = lax.top_k(
+        jnp.concatenate([
+            state.finished_scores,
+            jnp.where(ends, ended_scores, -jnp.inf),
+        ], axis=1), num_beams)
+    return _State(
+        position=state.position + 1,
+        last=_take(chosen, living),
+        live_tokens=_take(tokens, living),
+        live_log_probs=live_log_probs,
+        finished_tokens=_take(
+            jnp.concatenate([state.finished_tokens, tokens], axis=1), best),
+        finished_scores=finished_scores,
+        cache=caches.gather(new_cache, _take(beams, living), batch_axis))
+
+  shape = (batch_size, num_beams)
+  final = lax.while_loop(unfinished, advance, _State(
+      position=jnp.int32(0),
+      last=jnp.full(shape, start_id, jnp.int32),
+      live_tokens=jnp.zeros((*shape, max_length), jnp.int32),
+      # One live hypothesis: K equal ones would find everything K times.
+      live_log_probs=jnp.full(shape, -jnp.inf).at[:, 0].set(0.0),
+      finished_tokens=jnp.zeros((*shape, max_length), jnp.int32),
+      finished_scores=jnp.full(shape, -jnp.inf),
+      cache=caches.expand(cache, num_beams, batch_axis)))
+  return _results(final)
+
+
+def _continuations(logits, live_log_probs):
+  """The 2K likeliest: log-probabilities, beams and tokens, each [B, 2K]."""
+  batch_size, num_beams = live_log_probs.shape
+  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+  log_probs = log_probs.reshape(batch_size, num_beams, -1)  # [B, K, V]
+  log_probs = log_probs + live_log_probs[:, :, None]
+  best, index = lax.top_k(
+      log_probs.reshape(batch_size, -1), 2 * num_beams)  # [B, 2K]
+  beams, tokens = jnp.divmod(index, log_probs.shape[-1])
+  return best, beams, tokens
+
+
+def _take(x, indices):
+  """x: [B, I, ...], indices: [B, J] into I -> [B, J, ...]."""
+  return jax.vmap(lambda row, i: row[i])(x, indices)
+
+
+def _results(state: _State) -> tuple[jax.Array, jax.Array]:
+  """Finished hypotheses where an example has any, else its live ones."""
+  finished = state.finished_scores[:, :1] > -jnp.inf  # [B, 1]
+  scores = jnp.where(finished, state.finished_scores, state.live_log_probs)
+  tokens = jnp.where(
+      finished[:, :, None], state.finished_tokens, state.live_tokens)
+  # Empty slots hold what the search happened to leave there.
+  return jnp.where((scores > -jnp.inf)[:, :, None], tokens, 0), scores

@@ -1,0 +1,66 @@
+"""Prompts on disk: one file a format, and the one way in which files are made.
+
+A reader of a file sees its old content or its new content, never a part of
+one: the bytes go to a hidden temporary name in the same folder, reach the disk,
+and take the final name in one step.
+"""
+
+import contextlib
+import errno
+import os
+
+from prompt_tuning.errors import UserError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EFBIG: "the file is larger than this system allows",
+    errno.EROFS: "the file system is read-only: choose another folder",
+    errno.EACCES: "permission denied: choose a folder that you may write to",
+    errno.EPERM: "permission denied: choose a folder that you may write to",
+    errno.ENOTDIR: "a part of that path is a file: choose another folder",
+    errno.ENOENT: "its folder is gone: make it, or choose another",
+    errno.EISDIR: "a folder has that name: choose another name",
+}
+
+
+def why_not_written(error: OSError) -> str:
+  """The reason of a failed write and the way out, without a traceback."""
+  return _REASONS.get(error.errno) or error.strerror or str(error)
+
+
+def fsync_folder(path: str | os.PathLike) -> None:
+  """Makes the names in a folder durable: a rename alone is only in memory."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
+
+
+def write_whole(path: str | os.PathLike, content: bytes) -> None:
+  """Writes a file so that it is never seen half-written.
+
+  Args:
+    path: the file to make or to replace; its folder must exist.
+    content: all of its bytes.
+
+  Raises:
+    UserError: if it cannot be written; what was there before is untouched.
+  """
+  path = os.path.abspath(path)
+  folder, name = os.path.split(path)
+  temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+  try:
+    with open(temporary, "wb") as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+    fsync_folder(folder)
+  except OSError as error:
+    raise UserError(
+        f"cannot write {path!r}: {why_not_written(error)}") from error
+  finally:
+    with contextlib.suppress(OSError):
+      os.unlink(temporary)

@@ -1,0 +1,33 @@
+"""F1 over words, for short generated texts."""
+
+from collections.abc import Sequence
+import collections
+
+
+def token_f1(
+    targets: Sequence[str], predictions: Sequence[str]
+) -> dict[str, float]:
+  """Mean F1 between the words of targets and predictions.
+
+  Words are split at white space and lower-cased; a word counts as often as it
+  occurs in both (the overlap that SQuAD's F1 uses, Rajpurkar et al. 2016,
+  without its stripping of articles and punctuation).
+
+  Args:
+    targets: the references.
+    predictions: one a reference.
+
+  Returns:
+    {"token_f1": percent, 0 to 100}.
+  """
+  scores = [_f1(t.lower().split(), p.lower().split())
+            for t, p in zip(targets, predictions, strict=True)]
+  return {"token_f1": 100.0 * sum(scores) / max(len(scores), 1)}
+
+
+def _f1(target: list[str], prediction: list[str]) -> float:
+  if not target or not prediction:
+    return float(target == prediction)
+  common = collections.Counter(target) & collections.Counter(prediction)
+  overlap = common.total()
+  return 2.0 * overlap / (len(target) + len(prediction))

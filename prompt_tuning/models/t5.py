@@ -1,0 +1,376 @@
+"""T5 as Linen modules: 1.0, 1.1, mT5 and ByT5 differ in their `Config` alone.
+
+Signatures, parameter names and logical axes are T5X's, so that its checkpoints
+load one to one and a stock `t5x.models.EncoderDecoderModel` drives
+`EncoderDecoder`. Encoder: Raffel et al. 2020 (arXiv 1910.10683); gated MLP and
+untied logits of 1.1: Shazeer 2020 (arXiv 2002.05202).
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+
+import flax.linen as nn
+from flax.linen import partitioning
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning.models import layers
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes and options of one T5.
+
+  Attributes:
+    vocab_size: rows of the embedding table (32128 for T5, 250112 for mT5).
+    embed_dim: H.
+    num_heads: N.
+    head_dim: D; N * D need not be H.
+    mlp_dim: F.
+    num_encoder_layers: layers of the encoder.
+    num_decoder_layers: layers of the decoder.
+    mlp_activations: `("relu",)` for 1.0, `("gelu", "linear")` from 1.1 on.
+    tie_logits: whether the embedding table also makes the logits (1.0).
+    relpos_num_buckets: buckets of the relative position bias.
+    relpos_max_distance: distance from which all keys share a bucket.
+    dtype: of the activations; parameters have the dtype they are given in.
+    dropout_rate: used only in calls with `enable_dropout`.
+    scan_layers: one traced layer over stacked parameters (`layers` instead of
+      `layers_0`, …; leading axis L): compile time stops growing with depth.
+    remat: `"none"`, `"dots"` (keep only matrix products) or `"full"`; what
+      backpropagation recomputes to save memory. Never changes the numbers.
+  """
+
+  vocab_size: int
+  embed_dim: int
+  num_heads: int
+  head_dim: int
+  mlp_dim: int
+  num_encoder_layers: int
+  num_decoder_layers: int
+  mlp_activations: tuple[str, ...] = ("gelu", "linear")
+  tie_logits: bool = False
+  relpos_num_buckets: int = 32
+  relpos_max_distance: int = 128
+  dtype: jnp.dtype = jnp.float32
+  dropout_rate: float = 0.0
+  scan_layers: bool = False
+  remat: str = "none"
+
+
+def _norm(config: Config, name: str) -> layers.RootMeanSquareNorm:
+  return layers.RootMeanSquareNorm(dtype=config.dtype, name=name)
+
+
+def _attention(config: Config, name: str) -> layers.Attention:
+  return layers.Attention(
+      config.num_heads, config.head_dim, config.dtype, config.dropout_rate,
+      name=name)
+
+
+def _mlp(config: Config) -> layers.Mlp:
+  return layers.Mlp(
+      config.mlp_dim, config.mlp_activations, config.dtype,
+      config.dropout_rate, name="mlp")
+
+
+class EncoderLayer(nn.Module):
+  """Self-attention and MLP, each behind its norm: [B, T, H] -> [B, T, H]."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(self, x: Array, bias: Array, enable_dropout: bool = False):
+    drop = functools.partial(
+        layers.dropout, rate=self.config.dropout_rate, enable=enable_dropout)
+    h = _norm(self.config, "pre_attention_layer_norm")(x)
+    x = x + drop(_attention(self.config, "attention")(
+        h, h, bias, enable_dropout=enable_dropout))
+    h = _norm(self.config, "pre_mlp_layer_norm")(x)
+    return x + drop(_mlp(self.config)(h, enable_dropout))
+
+
+class DecoderLayer(nn.Module):
+  """Causal self-attention, cross-attention and MLP, each behind its norm."""
+
+  config: Config
+
+  @nn.compact
+  def __call__(
+      self,
+      x: Array,
+      encoded: Array,
+      self_bias: Array,
+      cross_bias: Array,
+      decode: bool = False,
+      enable_dropout: bool = False,
+  ):
+    drop = functools.partial(
+        layers.dropout, rate=self.config.dropout_rate, enable=enable_dropout)
+    h = _norm(self.config, "pre_self_attention_layer_norm")(x)
+    x = x + drop(_attention(self.config, "self_attention")(
+        h, h, self_bias, decode=decode, enable_dropout=enable_dropout))
+    h = _norm(self.config, "pre_cross_attention_layer_norm")(x)
+    x = x + drop(_attention(self.config, "encoder_decoder_attention")(
+        h, encoded, cross_bias, enable_dropout=enable_dropout))
+    h = _norm(self.config, "pre_mlp_layer_norm")(x)
+    return x + drop(_mlp(self.config)(h, enable_dropout))
+
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+    "full": None,
+}
+
+
+def _run_layers(layer, config, length, x, arguments, static):
+  """Applies `length` layers, unrolled or scanned, with the remat policy.
+
+  Args:
+    layer: the module class; called as `layer(config)(x, *arguments, *static)`.
+    config: chooses scan and remat.
+    length: L.
+    x: [B, T, H] what goes from layer to layer.
+    arguments: arrays that every layer sees.
+    static: Python values that every layer sees.
+
+  Returns:
+    [B, T, H].
+
+  Raises:
+    ValueError: if `config.remat` is not a known policy.
+  """
+  if config.remat != "none":
+    if config.remat not in _REMAT_POLICIES:
+      raise ValueError(
+          f"remat {config.remat!r} is not one of 'none', 'dots', 'full'.")
+    first_static = 2 + len(arguments)  # `self` and x come first
+    layer = nn.remat(
+        layer, policy=_REMAT_POLICIES[config.remat],
+        prevent_cse=not config.scan_layers,
+        static_argnums=tuple(
+            range(first_static, first_static + len(static))))
+  if not config.scan_layers:
+    for i in range(length):
+      x = layer(config, name=f"layers_{i}")(x, *arguments, *static)
+    return x
+
+  def body(one_layer, carry, *others):
+    return one_layer(carry, *others, *static), None
+
+  scanned = partitioning.scan_with_axes(
+      body, variable_axes={"params": 0, "cache": 0},
+      split_rngs={"params": True, "dropout": True},
+      in_axes=(nn.broadcast,) * len(arguments), length=length,
+      axis_name="layers", axes_collections=("params", "cache"))
+  x, _ = scanned(layer(config, name="layers"), x, *arguments)
+  return x
+
+
+class Encoder(nn.Module):
+  """Tokens [B, T] -> encodings [B, P + T, H], P = 0 without a prompt.
+
+  Attributes:
+    config: sizes and options.
+    token_embedder: shared with the decoder.
+    prompt: makes the module that puts the prompt into the embedded input;
+      called with (tokens [B, T], embedded [B, T, H]), gives [B, P + T, H].
+  """
+
+  config: Config
+  token_embedder: layers.Embed
+  prompt_factory: Callable[[], nn.Module] | None = None
+
+  def setup(self):
+    if self.prompt_factory is not None:
+      self.prompt = self.prompt_factory()
+
+  @nn.compact
+  def __call__(self, tokens: Array, enable_dropout: bool = False) -> Array:
+    config = self.config
+    x = self.token_embedder(tokens)  # [B, T, H]
+    if self.prompt_factory is not None:
+      x = self.prompt(tokens, x).astype(config.dtype)  # [B, P + T, H]
+    # The original's order: dropout comes after the prompt, so it hits it too.
+    x = layers.dropout(x, config.dropout_rate, enable_dropout)
+    positions = jnp.arange(x.shape[1])
+    bias = layers.RelativePositionBias(
+        config.num_heads, True, config.relpos_num_buckets,
+        config.relpos_max_distance, name="relpos_bias")(positions, positions)
+    bias = bias + layers.key_mask(visible(tokens, x.shape[1]))
+    x = _run_layers(
+        EncoderLayer, config, config.num_encoder_layers, x, (bias,),
+        (enable_dropout,))
+    x = _norm(config, "encoder_norm")(x)
+    return layers.dropout(x, config.dropout_rate, enable_dropout)
+
+
+def visible(tokens: Array, length: int) -> Array:
+  """Which of `length` = P + T positions are prompt or text: [B, P + T] bool.
+
+  Wherever the prompt stands among right-padded tokens, the positions in use
+  are the first P + (number of tokens): so prompt positions count as text in
+  front, and padding stays behind.
+  """
+  prompt = jnp.ones((tokens.shape[0], length - tokens.shape[1]), bool)
+  return jnp.concatenate([prompt, tokens > 0], axis=1)
+
+
+class Decoder(nn.Module):
+  """Target tokens and encodings -> logits [B, T, V] in float32."""
+
+  config: Config
+  token_embedder: layers.Embed
+
+  @nn.compact
+  def __call__(
+      self,
+      encoded: Array,
+      encoder_is_token: Array,
+      tokens: Array,
+      *,
+      decode: bool = False,
+      enable_dropout: bool = False,
+      max_decode_length: int | None = None,
+  ) -> Array:
+    config = self.config
+    x = self.token_embedder(tokens)  # [B, T, H]
+    x = layers.dropout(x, config.dropout_rate, enable_dropout)
+    relpos = layers.RelativePositionBias(
+        config.num_heads, False, config.relpos_num_buckets,
+        config.relpos_max_distance, name="relpos_bias")
+    length = tokens.shape[1]
+    stepping = decode and self.has_variable("cache", "cache_index")
+    if decode:
+      index = self.variable("cache", "cache_index", jnp.zeros, (), jnp.int32)
+    if stepping:
+      if max_decode_length is None:
+        raise ValueError("decode=True needs max_decode_length, the cache's.")
+      self_bias = relpos(index.value[None], jnp.arange(max_decode_length))
+      index.value = index.value + 1
+    else:
+      positions = jnp.arange(length)
+      self_bias = relpos(positions, positions) + layers.causal_mask(length)
+    x = _run_layers(
+        DecoderLayer, config, config.num_decoder_layers, x,
+        (encoded, self_bias, layers.key_mask(encoder_is_token)),
+        (decode, enable_dropout))
+    x = _norm(config, "decoder_norm")(x)
+    x = layers.dropout(x, config.dropout_rate, enable_dropout)
+    if config.tie_logits:
+      # T5 1.0 scales by 1/sqrt(H) because its table has unit variance.
+      return self.token_embedder.attend(x * config.embed_dim**-0.5)
+    return layers.Dense(
+        config.vocab_size, ("embed", "vocab"), jnp.float32,
+        name="logits_dense")(x)
+
+
+class EncoderDecoder(nn.Module):
+  """T5 with a door for a prompt at the encoder's embedded input.
+
+  Attributes:
+    config: sizes and options.
+    prompt_factory: see `Encoder`; None is the plain model.
+  """
+
+  config: Config
+  prompt_factory: Callable[[], nn.Module] | None = None
+
+  @property
+  def scan_layers(self) -> bool:  # T5X looks here for the cache's batch axis.
+    return self.config.scan_layers
+
+  def setup(self):
+    self.token_embedder = layers.Embed(
+        self.config.vocab_size, self.config.embed_dim, self.config.dtype)
+    self.encoder = Encoder(
+        self.config, self.token_embedder, self.prompt_factory)
+    self.decoder = Decoder(self.config, self.token_embedder)
+
+  def encode(
+      self,
+      encoder_input_tokens: Array,
+      encoder_segment_ids: Array | None = None,
+      *,
+      enable_dropout: bool = True,
+  ) -> Array:
+    """Tokens [B, T] -> encodings [B, P + T, H]."""
+    _refuse_packing(encoder_segment_ids)
+    return self.encoder(encoder_input_tokens, enable_dropout)
+
+  def decode(
+      self,
+      encoded: Array,
+      encoder_input_tokens: Array,
+      decoder_input_tokens: Array,
+      decoder_target_tokens: Array | None = None,
+      encoder_segment_ids: Array | None = None,
+      decoder_segment_ids: Array | None = None,
+      decoder_positions: Array | None = None,
+      *,
+      enable_dropout: bool = True,
+      decode: bool = False,
+      max_decode_length: int | None = None,
+  ) -> Array:
+    """Logits of the next target token.
+
+    Args:
+      encoded: [B, P + T, H] from `encode`; P is read off its shape.
+      encoder_input_tokens: [B, T], for the padding mask.
+      decoder_input_tokens: [B, U] targets shifted right; U = 1 when decoding.
+      decoder_target_tokens: unused; T5X passes it. Padding targets need no
+        mask: they come last, so no real target sees them.
+      encoder_segment_ids: must be None.
+      decoder_segment_ids: must be None.
+      decoder_positions: must be None.
+      enable_dropout: needs the rng `dropout`.
+      decode: one step with the collection `cache`.
+      max_decode_length: the cache's length, needed when decoding.
+
+    Returns:
+      [B, U, V] float32.
+
+    Raises:
+      ValueError: on packed examples.
+    """
+    del decoder_target_tokens
+    _refuse_packing(
+        encoder_segment_ids, decoder_segment_ids, decoder_positions)
+    return self.decoder(
+        encoded, visible(encoder_input_tokens, encoded.shape[1]),
+        decoder_input_tokens, decode=decode, enable_dropout=enable_dropout,
+        max_decode_length=max_decode_length)
+
+  def __call__(
+      self,
+      encoder_input_tokens: Array,
+      decoder_input_tokens: Array,
+      decoder_target_tokens: Array | None = None,
+      encoder_segment_ids: Array | None = None,
+      decoder_segment_ids: Array | None = None,
+      encoder_positions: Array | None = None,
+      decoder_positions: Array | None = None,
+      *,
+      enable_dropout: bool = True,
+      decode: bool = False,
+  ) -> Array:
+    """Tokens [B, T] and shifted targets [B, U] -> logits [B, U, V]."""
+    _refuse_packing(encoder_positions)
+    encoded = self.encode(
+        encoder_input_tokens, encoder_segment_ids,
+        enable_dropout=enable_dropout)
+    return self.decode(
+        encoded, encoder_input_tokens, decoder_input_tokens,
+        decoder_target_tokens, encoder_segment_ids, decoder_segment_ids,
+        decoder_positions, enable_dropout=enable_dropout, decode=decode,
+        max_decode_length=decoder_input_tokens.shape[1])
+
+
+def _refuse_packing(*packing):
+  if any(x is not None for x in packing):
+    raise ValueError(
+        "Packed examples (segment ids, positions) are not supported: a prompt "
+        "belongs to one example. Set utils.DatasetConfig.pack = False.")

@@ -1,0 +1,257 @@
+"""Prompts and their initialisers.
+
+A prompt is a learned [P, H] array that stands among the embedded tokens of a
+frozen model (Lester et al. 2021, arXiv 2104.08691). An initialiser is a
+function (rng, shape) -> [P, H]; the ones here are closures over an embedding
+table, a text or a file, under the names that users of the original bind:
+
+    prompts.Prompt.prompt_init = @prompt_init/prompts.from_embedded_list()
+    prompt_init/prompts.from_embedded_list.embeddings = \\
+        @prompt_init/prompts.t5x_load()
+
+Where a prompt is put among the tokens is `prompt_tuning.train.prompts`.
+"""
+
+from collections.abc import Callable, Sequence
+import logging
+
+import flax.linen as nn
+from flax.linen import partitioning
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning import errors
+
+Array = jax.Array
+Initializer = Callable[..., Array]
+
+
+def expand_to_batch(x: Array, y: Array) -> Array:
+  """Repeats `x` once per example of `y`: [...] -> [B, ...]."""
+  return jnp.broadcast_to(x[None], (y.shape[0], *x.shape))
+
+
+def np_load(path: str, restore_dtype=None) -> np.ndarray:
+  """Reads a `.npy` file, headers checked first; see `formats.npy.read`."""
+  from prompt_tuning.formats import npy  # keeps this module light to import
+
+  array = npy.read(path)
+  return array if restore_dtype is None else array.astype(restore_dtype)
+
+
+def t5x_load(
+    checkpoint_path: str, variable_path: str, restore_dtype=None
+) -> np.ndarray:
+  """Reads one array of base weights, by its T5X path.
+
+  Args:
+    checkpoint_path: a T5X checkpoint, or a Hugging Face T5 directory.
+    variable_path: such as `token_embedder/embedding`; `target/` may lead.
+    restore_dtype: what to convert to; the file's own dtype if None.
+
+  Returns:
+    The array.
+
+  Raises:
+    UserError: if the checkpoint or the array in it cannot be read.
+  """
+  from prompt_tuning.checkpoints import base
+
+  return base.read_variable(checkpoint_path, variable_path, restore_dtype)
+
+
+def from_array(prompt: np.ndarray) -> Initializer:
+  """The initialiser that gives `prompt` [P, H] itself.
+
+  Args:
+    prompt: [P, H].
+
+  Returns:
+    An initialiser that raises `UserError` on any other shape.
+  """
+  prompt = np.asarray(prompt)
+
+  def initialize(rng, shape):
+    del rng
+    if prompt.shape != tuple(shape):
+      raise errors.UserError(
+          f"The prompt to start from has shape {prompt.shape} but the model "
+          f"wants {tuple(shape)}: set PROMPT_LENGTH to the file's length, or "
+          "take a prompt that was trained on a model of this width.")
+    return jnp.asarray(prompt)
+
+  return initialize
+
+
+def from_sample_of_embeddings(
+    embeddings: np.ndarray, population_size: int | None = None
+) -> Initializer:
+  """Each prompt position starts as a random row of the embedding table.
+
+  Args:
+    embeddings: [V, H].
+    population_size: draw from this many first rows (in a SentencePiece
+      vocabulary, the most common pieces); all V if None.
+
+  Returns:
+    An initialiser. It draws without replacement as long as the population
+    lasts.
+
+  Raises:
+    UserError: if `population_size` is not positive.
+  """
+  embeddings = np.asarray(embeddings)
+  rows = len(embeddings)
+  if population_size is not None and population_size <= 0:
+    raise errors.UserError(
+        "from_sample_of_embeddings.population_size must be positive, not "
+        f"{population_size}; leave it out to sample the whole table.")
+  if population_size is not None and population_size > rows:
+    logging.warning(
+        "population_size %d is more than the %d rows of the embedding table; "
+        "sampling all of them.", population_size, rows)
+  population = min(population_size or rows, rows)
+
+  def initialize(rng, shape):
+    length, features = shape
+    _check_width(embeddings, features)
+    replace = length > population
+    if replace:
+      logging.warning(
+          "A prompt of length %d from a population of %d: rows repeat.",
+          length, population)
+    chosen = jax.random.choice(rng, population, (length,), replace)
+    return jnp.asarray(embeddings[np.asarray(chosen)])
+
+  return initialize
+
+
+# The original's README binds it by this name.
+from_samples_of_embeddings = from_sample_of_embeddings
+
+
+def from_embedded_list(
+    embeddings: np.ndarray,
+    vocab,
+    texts: Sequence[str],
+    initializer: Initializer = nn.initializers.uniform(),
+) -> Initializer:
+  """Position i starts as the mean embedding of the pieces of `texts[i]`.
+
+  With the task's class labels as texts this is the initialisation that the
+  paper found best (section 3.2).
+
+  Args:
+    embeddings: [V, H].
+    vocab: has `encode(text) -> list of ids`.
+    texts: one text per position; positions beyond them come from
+      `initializer`.
+    initializer: for the rest.
+
+  Returns:
+    An initialiser.
+  """
+  embeddings = np.asarray(embeddings)
+
+  def initialize(rng, shape):
+    length, features = shape
+    _check_width(embeddings, features)
+    if len(texts) > length:
+      logging.warning(
+          "%d texts for a prompt of length %d: the last %d are not used.",
+          len(texts), length, len(texts) - length)
+    rows = [
+        embeddings[np.asarray(vocab.encode(text))].astype(np.float32).mean(0)
+        for text in texts[:length]
+    ]
+    return _with_first_rows(initializer(rng, shape), rows)
+
+  return initialize
+
+
+def from_embedded_string(
+    embeddings: np.ndarray,
+    vocab,
+    text: str,
+    initializer: Initializer = nn.initializers.uniform(),
+) -> Initializer:
+  """Position i starts as the embedding of the i-th piece of `text`.
+
+  Args:
+    embeddings: [V, H].
+    vocab: has `encode(text) -> list of ids`.
+    text: cut to the prompt's length; if shorter, the rest comes from
+      `initializer`.
+    initializer: for the rest.
+
+  Returns:
+    An initialiser.
+  """
+  embeddings = np.asarray(embeddings)
+
+  def initialize(rng, shape):
+    length, features = shape
+    _check_width(embeddings, features)
+    ids = vocab.encode(text)
+    if len(ids) > length:
+      logging.warning(
+          "The text has %d pieces, the prompt length is %d: the text is cut.",
+          len(ids), length)
+    return _with_first_rows(
+        initializer(rng, shape), embeddings[np.asarray(ids[:length], int)])
+
+  return initialize
+
+
+def _with_first_rows(prompt: Array, rows) -> Array:
+  if not len(rows):
+    return prompt
+  return prompt.at[:len(rows)].set(np.stack(rows))
+
+
+def _check_width(embeddings: np.ndarray, features: int):
+  if embeddings.shape[-1] != features:
+    raise errors.UserError(
+        f"The embedding table has shape {embeddings.shape} but the prompt "
+        f"needs width {features}: initialise from the model's own table "
+        "(INITIAL_CHECKPOINT_PATH or EMBEDDING_FILE).")
+
+
+class Prompt(nn.Module):
+  """A task-level prompt: one parameter `prompt` [P, H] in float32.
+
+  Its logical axes are replicated by the default rules, so that any one host
+  can write it to a file.
+  """
+
+  length: int
+  prompt_init: Initializer = nn.initializers.uniform()
+  axis_names: tuple[str, str] = ("prompt", "prompt_embed")
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array, x_embed: Array) -> Array:
+    """Tokens [B, T] and their embeddings [B, T, H] -> prompt [P, H]."""
+    del x
+    prompt = partitioning.param_with_axes(
+        "prompt", self.prompt_init, (self.length, x_embed.shape[-1]),
+        axes=self.axis_names)
+    return prompt.astype(self.dtype)
+
+
+class InferenceOnlyPrompt(nn.Module):
+  """A prompt that is a constant of the program and not a parameter."""
+
+  length: int
+  embed_dim: int
+  prompt_init: Initializer
+  dtype: jnp.dtype = jnp.float32
+
+  def setup(self):
+    self._prompt = self.prompt_init(
+        jax.random.PRNGKey(0), (self.length, self.embed_dim))
+
+  def __call__(self, x: Array, x_embed: Array) -> Array:
+    """Tokens [B, T] and their embeddings [B, T, H] -> prompt [P, H]."""
+    return jnp.asarray(self._prompt, self.dtype)

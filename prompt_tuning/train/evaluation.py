@@ -1,0 +1,155 @@
+"""Evaluation while training and after it: losses, predictions, metrics."""
+
+from collections.abc import Iterator
+import json
+
+import jax
+import numpy as np
+
+from prompt_tuning.data import batches
+from prompt_tuning.data import features
+from prompt_tuning.data import tasks
+from prompt_tuning.train import inputs
+from prompt_tuning.train import reporting
+from prompt_tuning.train import settings
+from prompt_tuning.train import sharding
+from prompt_tuning.train import step as step_lib
+
+
+class Runner:
+  """The compiled evaluation steps of one model, over whole datasets."""
+
+  def __init__(self, model, mesh: jax.sharding.Mesh):
+    self._mesh = mesh
+    self._replicated = sharding.replicated(mesh)
+    self._loss = jax.jit(
+        step_lib.make_eval_step(model), out_shardings=self._replicated)
+    self._predict = jax.jit(
+        step_lib.make_predict_step(model), out_shardings=self._replicated)
+    self._score = jax.jit(
+        step_lib.make_score_step(model), out_shardings=self._replicated)
+
+  def batches(
+      self, examples: features.Examples, dataset: settings.DatasetConfig,
+      limit: int | None = None,
+  ) -> Iterator[tuple[dict[str, jax.Array], int]]:
+    """Batches in order, on devices, with how many of their rows are real."""
+    sharding.check_batch_size(dataset.batch_size, self._mesh)
+    index, count = sharding.process_shard(self._mesh)
+    for batch in batches.eval_batches(
+        examples, dataset.batch_size, dict(dataset.task_feature_lengths),
+        limit, dataset.bucket_lengths, index, count):
+      yield (sharding.put_batch(batch.features, self._mesh),
+             int(batch.is_real.sum()))
+
+  def loss(self, trainable, frozen, examples, dataset, limit=None):
+    """Loss and accuracy a token, teacher-forced."""
+    total = {}
+    for batch, _ in self.batches(examples, dataset, limit):
+      for name, value in self._loss(trainable, frozen, batch).items():
+        total[name] = total.get(name, 0.0) + float(value)
+    tokens = max(total["tokens"], 1.0)
+    return {"loss": total["loss"] / tokens,
+            "token_accuracy": 100.0 * total["correct"] / tokens}
+
+  def predict(self, trainable, frozen, examples, dataset, rng=None):
+    """Predicted ids of every example: a list of int arrays [U]."""
+    found = []
+    for number, (batch, real) in enumerate(self.batches(examples, dataset)):
+      key = None if rng is None else jax.random.fold_in(rng, number)
+      tokens = self._predict(trainable, frozen, batch, key)
+      found.extend(np.asarray(tokens)[:real])
+    return found
+
+  def score(self, trainable, frozen, examples, dataset):
+    """Log-probability of every example's targets: a list of floats."""
+    found = []
+    for batch, real in self.batches(examples, dataset):
+      scores = np.asarray(self._score(trainable, frozen, batch))[:real]
+      found.extend(scores.tolist())
+    return found
+
+
+def run_task(
+    runner: Runner, task: tasks.Task, examples: features.Examples,
+    dataset: settings.DatasetConfig, model, trainable, frozen, rng=None,
+) -> tuple[dict, list[dict]]:
+  """Predicts a task's examples and scores them with its own metrics.
+
+  Returns:
+    The metrics by name, and one row an example: input, target, output (the
+    decoded text) and prediction (after the task's postprocessor).
+  """
+  vocabulary = model.output_vocabulary
+  originals = [examples.original(i) for i in range(len(examples))]
+  targets = [_target_text(example, vocabulary) for example in originals]
+  outputs = scores = None
+  if task.metric_fns or not task.score_metric_fns:
+    ids = runner.predict(trainable, frozen, examples, dataset, rng)
+    outputs = [vocabulary.decode(row.tolist()) for row in ids]
+  if task.score_metric_fns:
+    scores = runner.score(trainable, frozen, examples, dataset)
+  metrics = tasks.evaluate(task, originals, targets, outputs, scores)
+  rows = [
+      {"input": _shown(example), "target": target, "output": output,
+       "prediction": tasks.postprocess(task, output, example, False)}
+      for example, target, output in zip(originals, targets, outputs or [])]
+  return metrics, rows
+
+
+def _target_text(example, vocabulary) -> str:
+  """An example's target as text, also where the task gives ids."""
+  target = example.get("targets_pretokenized", example["targets"])
+  return target if isinstance(target, str) else vocabulary.decode(
+      list(target))
+
+
+def _shown(example) -> str:
+  text = example.get("inputs_pretokenized", example["inputs"])
+  return text if isinstance(text, str) else json.dumps(text)
+
+
+class Evaluator:
+  """The evaluations of a training run."""
+
+  def __init__(
+      self, model, mesh, model_dir: str,
+      loss_dataset: settings.DatasetConfig | None,
+      metric_dataset: settings.DatasetConfig | None,
+      loss_batches: int | None,
+  ):
+    self._model, self._dir = model, model_dir
+    self._runner = Runner(model, mesh)
+    self._limit = loss_batches
+    self._loss_data = _read(loss_dataset, model, model_dir)
+    self._metric_data = _read(metric_dataset, model, model_dir)
+
+  def run(
+      self, step: int, trainable, frozen, reporter: reporting.Reporter
+  ) -> dict[str, float]:
+    """Evaluates, reports, writes predictions; gives `{task}/{metric}`."""
+    results = {}
+    for task, examples, dataset in self._loss_data:
+      losses = self._runner.loss(
+          trainable, frozen, examples, dataset, self._limit)
+      reporter.evaluation(step, task.name, losses)
+      results |= {f"{task.name}/{k}": v for k, v in losses.items()}
+    for task, examples, dataset in self._metric_data:
+      if not (task.metric_fns or task.score_metric_fns):
+        continue
+      metrics, rows = run_task(
+          self._runner, task, examples, dataset, self._model, trainable,
+          frozen)
+      reporter.evaluation(step, task.name, metrics)
+      if jax.process_index() == 0:
+        reporting.write_predictions(self._dir, task.name, step, rows)
+      results |= {f"{task.name}/{k}": v for k, v in metrics.items()
+                  if isinstance(v, (int, float))}
+    return results
+
+
+def _read(dataset, model, model_dir):
+  if dataset is None:
+    return []
+  return [(task, inputs.tokenized(task, dataset, model, model_dir), dataset)
+          for task, _ in inputs.members(dataset)]

@@ -1,0 +1,66 @@
+"""From dataset settings to batches: the data side of train, eval and infer."""
+
+import os
+
+import jax
+
+from prompt_tuning.data import batches
+from prompt_tuning.data import features
+from prompt_tuning.data import tasks
+from prompt_tuning.train import settings
+from prompt_tuning.train import sharding
+
+
+def task_name(dataset: settings.DatasetConfig) -> str:
+  """The name of the task or mixture of a dataset."""
+  task = dataset.mixture_or_task_name
+  return task if isinstance(task, str) else task.name
+
+
+def members(
+    dataset: settings.DatasetConfig,
+) -> list[tuple[tasks.Task, float]]:
+  """The tasks of a dataset with their mixing rates; one task has rate 1."""
+  found = tasks.get_task(dataset.mixture_or_task_name)
+  if isinstance(found, tasks.Mixture):
+    return list(found.tasks)
+  return [(found, 1.0)]
+
+
+def tokenized(
+    task: tasks.Task, dataset: settings.DatasetConfig, model, model_dir: str
+) -> features.Examples:
+  """Examples of one task as ids, from the cache if they are there."""
+  return features.tokenize(
+      task, dataset.split, model.input_vocabulary, model.output_vocabulary,
+      dict(dataset.task_feature_lengths),
+      dataset.cache_dir or os.path.join(model_dir, "cache"))
+
+
+def train_examples(
+    dataset: settings.DatasetConfig, model, model_dir: str,
+) -> list[tuple[features.Examples, float]]:
+  """The tokenised tasks of a dataset with their rates."""
+  return [(tokenized(task, dataset, model, model_dir), rate)
+          for task, rate in members(dataset) if rate > 0]
+
+
+def train_batches(
+    examples: list[tuple[features.Examples, float]],
+    dataset: settings.DatasetConfig, mesh: jax.sharding.Mesh, seed: int,
+) -> batches.TrainBatches:
+  """This process's part of an endless, restorable stream of batches."""
+  index, count = sharding.process_shard(mesh)
+  return batches.TrainBatches(
+      examples, dataset.batch_size, seed, dict(dataset.task_feature_lengths),
+      bucket_lengths=dataset.bucket_lengths,
+      process_index=index, process_count=count)
+
+
+def truncation_notes(examples: features.Examples) -> list[str]:
+  """One sentence for each feature that had to be cut."""
+  return [
+      f"{cut.examples:,} of {len(examples):,} {examples.task_name} examples "
+      f"had {feature} longer than TASK_FEATURE_LENGTHS; {cut.tokens:,} tokens "
+      "were cut."
+      for feature, cut in examples.truncated.items() if cut.examples]

@@ -1,0 +1,72 @@
+"""Where a prompt stands among the embedded tokens.
+
+`combine` functions take (prompt [B, P, H], x_embed [B, T, H], x [B, T]) and
+give [B, P + T, H]; `Prompt` is the module that gin's PROMPT points to.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning import prompts
+
+Array = jax.Array
+
+
+def prefix_prompt(prompt: Array, x_embed: Array, x: Array) -> Array:
+  """The prompt, then the input."""
+  del x
+  return jnp.concatenate([prompt, x_embed], axis=1)
+
+
+def prefix_prompt_after_bos(
+    prompt: Array, x_embed: Array, x: Array
+) -> Array:
+  """The first token, then the prompt, then the rest of the input."""
+  del x
+  return jnp.concatenate([x_embed[:, :1], prompt, x_embed[:, 1:]], axis=1)
+
+
+def suffix_prompt(
+    prompt: Array,
+    x_embed: Array,
+    x: Array,
+    decoder_only: bool = False,
+    before_eos: bool = True,
+) -> Array:
+  """The prompt behind the text of each example; padding moves to the end.
+
+  Args:
+    prompt: [B, P, H].
+    x_embed: [B, T, H].
+    x: [B, T] tokens; 0 is padding.
+    decoder_only: the first token is a 0 that starts the sequence and counts
+      as text.
+    before_eos: keep the last token (end-of-sequence) behind the prompt.
+
+  Returns:
+    [B, P + T, H].
+  """
+  length, p = x.shape[1], prompt.shape[1]
+  end = jnp.sum(x != 0, axis=1) + int(decoder_only) - int(before_eos)
+  end = jnp.clip(end, 0, length)[:, None]  # [B, 1] tokens in front
+  position = jnp.arange(p + length)[None]  # [1, P + T] of the output
+  source = jnp.where(
+      position < end, position + p,  # text in front of the prompt
+      jnp.where(position < end + p, position - end, position))
+  both = jnp.concatenate([prompt, x_embed], axis=1)
+  return jnp.take_along_axis(both, source[..., None], axis=1)
+
+
+class Prompt(nn.Module):
+  """Repeats an unbatched prompt for every example and puts it in place."""
+
+  prompt: nn.Module
+  combine: Callable[[Array, Array, Array], Array] = prefix_prompt
+
+  def __call__(self, x: Array, x_embed: Array) -> Array:
+    """Tokens [B, T], embeddings [B, T, H] -> [B, P + T, H]."""
+    prompt = self.prompt(x, x_embed).astype(x_embed.dtype)
+    return self.combine(prompts.expand_to_batch(prompt, x_embed), x_embed, x)

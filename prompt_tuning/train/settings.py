@@ -1,0 +1,90 @@
+"""Settings of a run that gin binds, under T5X's names.
+
+They are registered in gin as `utils.DatasetConfig`, … whatever the gin file
+imports, so that command lines written for T5X bind them unchanged.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import gin
+
+from prompt_tuning import errors
+
+
+@gin.configurable(module="prompt_tuning.utils")
+@dataclasses.dataclass
+class DatasetConfig:
+  """What to read, and in which shape.
+
+  Attributes:
+    mixture_or_task_name: a registered name, or a task object
+      (`files.FileTask()`).
+    task_feature_lengths: {"inputs": T, "targets": U}; longer examples are cut
+      and counted.
+    split: such as "train".
+    batch_size: of the whole run, all devices together.
+    shuffle: T5X's switch; training data are always shuffled, evaluation data
+      never are.
+    seed: of the order of the training data; the run's seed if None.
+    bucket_lengths: input lengths to pad to, "auto", or None for one length.
+    cache_dir: where tokenised examples are kept; in the model's folder if
+      None.
+    use_cached: T5X's switch; examples are always tokenised once and cached.
+    pack: must be False, a prompt belongs to one example.
+  """
+
+  mixture_or_task_name: Any
+  task_feature_lengths: Mapping[str, int]
+  split: str = "train"
+  batch_size: int = 128
+  shuffle: bool = True
+  seed: int | None = None
+  bucket_lengths: Sequence[int] | str | None = None
+  cache_dir: str | None = None
+  use_cached: bool = True
+  pack: bool = False
+
+  def __post_init__(self):
+    if self.pack:
+      raise errors.UserError(
+          "utils.DatasetConfig.pack is True, but a prompt belongs to one "
+          "example: set it to False.")
+    for name in ("inputs", "targets"):
+      length = self.task_feature_lengths.get(name, 0)
+      if not isinstance(length, int) or length < 1:
+        raise errors.UserError(
+            f"TASK_FEATURE_LENGTHS needs a positive length for {name!r}, as "
+            "in {'inputs': 512, 'targets': 8}; it is "
+            f"{dict(self.task_feature_lengths)}.")
+
+
+@gin.configurable(module="prompt_tuning.utils")
+@dataclasses.dataclass
+class SaveCheckpointConfig:
+  """When to save.
+
+  Attributes:
+    period: steps between saves; the last step is always saved.
+    keep: how many checkpoints stay; None keeps all.
+  """
+
+  period: int = 1000
+  keep: int | None = 1
+
+
+@gin.configurable(module="prompt_tuning.utils")
+@dataclasses.dataclass
+class RestoreCheckpointConfig:
+  """Which base weights to start from.
+
+  Attributes:
+    path: a T5X checkpoint or a Hugging Face directory; None trains from
+      scratch, which needs TRAINABLE_REGEX to match every parameter.
+    dtype: of the frozen weights in memory, "float32" or "bfloat16"; trained
+      parameters are always float32.
+  """
+
+  path: str | None
+  dtype: str = "float32"

@@ -1,0 +1,112 @@
+"""From settings to arrays on devices: the start of training, eval and infer."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning import errors
+from prompt_tuning.checkpoints import base
+from prompt_tuning.formats import card
+from prompt_tuning.train import settings
+from prompt_tuning.train import sharding
+from prompt_tuning.train import state as state_lib
+
+Tree = Any
+
+
+@dataclasses.dataclass
+class Weights:
+  """Parameters on their devices, and what is known of their origin.
+
+  Attributes:
+    trainable: float32 tree.
+    frozen: tree in the dtype that was asked for.
+    trainable_shardings: the trainable tree's shardings.
+    base_step: the step of the base checkpoint, 0 where it has none.
+    base_name: what the base was read from; "" if from scratch.
+    base_fingerprint: sha256 of its embedding table; "" if from scratch.
+  """
+
+  trainable: Tree
+  frozen: Tree
+  trainable_shardings: Tree
+  base_step: int
+  base_name: str
+  base_fingerprint: str
+
+
+def prepare(
+    model,
+    restore: settings.RestoreCheckpointConfig,
+    trainable_patterns: Sequence[str],
+    mesh: jax.sharding.Mesh,
+    rng: jax.Array,
+    prompt_file: str | None = None,
+) -> Weights:
+  """Loads the base and initialises what it does not hold.
+
+  Args:
+    model: see `models.encoder_decoder.EncoderDecoderModel`.
+    restore: where the base is.
+    trainable_patterns: see `state.split`.
+    mesh: devices.
+    rng: for the initialisers.
+    prompt_file: where the prompt comes from, to check its card against the
+      base.
+
+  Returns:
+    The weights.
+
+  Raises:
+    UserError: if a frozen parameter is in no checkpoint, or the prompt was
+      trained on another base.
+  """
+  shapes, axes = model.abstract()
+  shardings = sharding.param_shardings(axes, shapes, mesh)
+  placed = jax.tree.map(
+      lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+      shapes, shardings)
+  trainable, frozen = state_lib.split(placed, trainable_patterns)
+  source = base.open_base(restore.path) if restore.path else None
+  fingerprint = base.fingerprint(restore.path) if source else ""
+  if source is None and frozen:
+    raise errors.UserError(
+        "INITIAL_CHECKPOINT_PATH is not set, but "
+        f"{len(state_lib.flatten(frozen))} parameters are frozen: give the "
+        "base weights, or train everything with TRAINABLE_REGEX = ['.*'].")
+  if prompt_file:
+    card.check(prompt_file, fingerprint, restore.path)
+  known = set(source.arrays) if source else set()
+  flat = state_lib.flatten(trainable)
+  stored = state_lib.unflatten({k: v for k, v in flat.items() if k in known})
+  fresh = [k for k in flat if k not in known]
+  values = _initialize(model, rng, fresh, shardings)
+  if stored:
+    values |= state_lib.flatten(
+        base.load_base(restore.path, stored, jnp.float32))
+  if frozen:
+    frozen = base.load_base(restore.path, frozen, jnp.dtype(restore.dtype))
+  return Weights(
+      trainable=state_lib.unflatten({k: values[k] for k in flat}),
+      frozen=frozen,
+      trainable_shardings=jax.tree.map(lambda s: s.sharding, trainable),
+      base_step=int(getattr(source, "step", None) or 0),
+      base_name=restore.path or "", base_fingerprint=fingerprint)
+
+
+def _initialize(model, rng, paths, shardings) -> dict[str, jax.Array]:
+  """Initial values of some parameters; XLA drops the rest of the init."""
+  if not paths:
+    return {}
+  flat_shardings = state_lib.flatten(shardings)
+
+  def initialize(rng):
+    params = state_lib.flatten(model.init(rng)["params"])
+    return {path: params[path].astype(jnp.float32) for path in paths}
+
+  return jax.jit(
+      initialize,
+      out_shardings={path: flat_shardings[path] for path in paths})(rng)

@@ -1,0 +1,138 @@
+"""The compiled steps: one update of the trainable tree, one evaluation.
+
+The frozen tree is an argument of every step, never closed over (it would be
+baked into the program) and never returned. Only the trainable tree is
+differentiated, so a prompt costs the forward pass and the backward pass to
+activations, 4N FLOPs a token instead of 6N.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prompt_tuning.train import state as state_lib
+
+Tree = Any
+
+
+class TrainState(NamedTuple):
+  """All that an update changes; all that a checkpoint holds.
+
+  Attributes:
+    step: scalar int32, the run's step, the base checkpoint's included.
+    trainable: the trained parameters, float32.
+    optimizer_state: what optax keeps for them.
+  """
+
+  step: jax.Array
+  trainable: Tree
+  optimizer_state: Tree
+
+
+def make_train_step(
+    model,
+    optimizer: optax.GradientTransformation,
+    num_microbatches: int = 1,
+    use_dropout: bool = False,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+  """Builds the update.
+
+  Args:
+    model: see `models.encoder_decoder.EncoderDecoderModel`.
+    optimizer: gradient transformation of the trainable tree.
+    num_microbatches: the batch is cut into this many, one after the other,
+      and their gradients are added: less memory, same result.
+    use_dropout: whether frozen layers run with the module's dropout rate.
+
+  Returns:
+    A function (state, frozen, batch, rng) -> (new state, metrics). Metrics
+    are scalars: sums over the batch, `gradient_norm` (of the trainable tree
+    alone) and `is_finite`. If the loss or a gradient is not finite the state
+    comes back as it was, but for its step.
+  """
+
+  def loss(trainable, frozen, batch, rng):
+    params = state_lib.merge(trainable, frozen)
+    total, sums = model.loss(params, batch, rng)
+    return total, sums
+
+  gradient = jax.grad(loss, has_aux=True)
+
+  def train_step(state: TrainState, frozen: Tree, batch, rng: jax.Array):
+    rng = jax.random.fold_in(rng, state.step) if use_dropout else None
+    if num_microbatches == 1:
+      gradients, sums = gradient(state.trainable, frozen, batch, rng)
+    else:
+      gradients, sums = _accumulate(
+          functools.partial(gradient, state.trainable, frozen), batch, rng,
+          num_microbatches)
+    scale = _normalizer(model.loss_normalizing_factor, sums)
+    gradients = jax.tree.map(lambda g: g / scale, gradients)
+    norm = optax.global_norm(gradients)
+    is_finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
+    updates, optimizer_state = optimizer.update(
+        gradients, state.optimizer_state, state.trainable)
+    updated = state._replace(
+        trainable=optax.apply_updates(state.trainable, updates),
+        optimizer_state=optimizer_state)
+    kept = jax.tree.map(
+        lambda new, old: jnp.where(is_finite, new, old), updated, state)
+    metrics = {**sums, "gradient_norm": norm, "is_finite": is_finite}
+    return kept._replace(step=state.step + 1), metrics
+
+  return train_step
+
+
+def _normalizer(factor, sums):
+  if factor is None:
+    return 1.0
+  return jnp.maximum(sums["tokens"], 1.0) if factor == "num_tokens" else factor
+
+
+def _accumulate(gradient, batch, rng, count: int):
+  """Adds up gradients and sums over `count` slices of the batch."""
+  slices = jax.tree.map(
+      lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), batch)
+
+  def body(total, item):
+    index, piece = item
+    piece_rng = None if rng is None else jax.random.fold_in(rng, index)
+    return jax.tree.map(jnp.add, total, gradient(piece, piece_rng)), None
+
+  first = jax.tree.map(lambda x: x[0], slices)
+  zeros = jax.tree.map(
+      lambda s: jnp.zeros(s.shape, s.dtype),
+      jax.eval_shape(gradient, first, rng))
+  total, _ = jax.lax.scan(body, zeros, (jnp.arange(count), slices))
+  return total
+
+
+def make_eval_step(model) -> Callable[..., dict[str, jax.Array]]:
+  """A function (trainable, frozen, batch) -> sums over the batch."""
+
+  def eval_step(trainable, frozen, batch):
+    return model.loss(state_lib.merge(trainable, frozen), batch)[1]
+
+  return eval_step
+
+
+def make_predict_step(model) -> Callable[..., jax.Array]:
+  """A function (trainable, frozen, batch, rng) -> tokens [B, U]."""
+
+  def predict_step(trainable, frozen, batch, rng=None):
+    return model.predict(state_lib.merge(trainable, frozen), batch, rng)
+
+  return predict_step
+
+
+def make_score_step(model) -> Callable[..., jax.Array]:
+  """A function (trainable, frozen, batch) -> log-probabilities [B]."""
+
+  def score_step(trainable, frozen, batch):
+    return model.score(state_lib.merge(trainable, frozen), batch)
+
+  return score_step
