@@ -6,8 +6,8 @@
 Mistakes in gin files and flags end in one sentence and exit status 2.
 """
 
-from collections.abc import Callable, Sequence
 import argparse
+from collections.abc import Callable, Sequence
 import difflib
 import os
 import pathlib
@@ -227,3 +227,12 @@ def _macros_in(value) -> list[str]:
 
 def _first_line(error: Exception) -> str:
   return str(error).split("\n  In call to configurable")[0].strip()
+
+
+def macro(name: str):
+  """The value of a gin macro of the configuration that was read."""
+  value = gin.query_parameter(f"%{name}")
+  while _macros_in(value) == [getattr(value, "scoped_selector", "").rsplit(
+      "/", 1)[0]]:
+    value = gin.query_parameter(f"%{_macros_in(value)[0]}")
+  return value

@@ -13,7 +13,8 @@ Where a prompt is put among the tokens is `prompt_tuning.train.prompts`.
 """
 
 from collections.abc import Callable, Sequence
-import logging
+import functools
+import warnings
 
 import flax.linen as nn
 from flax.linen import partitioning
@@ -40,6 +41,7 @@ def np_load(path: str, restore_dtype=None) -> np.ndarray:
   return array if restore_dtype is None else array.astype(restore_dtype)
 
 
+@functools.lru_cache(maxsize=2)  # gin asks again for every trace
 def t5x_load(
     checkpoint_path: str, variable_path: str, restore_dtype=None
 ) -> np.ndarray:
@@ -79,7 +81,7 @@ def from_array(prompt: np.ndarray) -> Initializer:
           f"The prompt to start from has shape {prompt.shape} but the model "
           f"wants {tuple(shape)}: set PROMPT_LENGTH to the file's length, or "
           "take a prompt that was trained on a model of this width.")
-    return jnp.asarray(prompt)
+    return _float32(prompt)
 
   return initialize
 
@@ -108,9 +110,9 @@ def from_sample_of_embeddings(
         "from_sample_of_embeddings.population_size must be positive, not "
         f"{population_size}; leave it out to sample the whole table.")
   if population_size is not None and population_size > rows:
-    logging.warning(
-        "population_size %d is more than the %d rows of the embedding table; "
-        "sampling all of them.", population_size, rows)
+    warnings.warn(
+        f"population_size {population_size} is more than the {rows} rows of "
+        "the embedding table; sampling all of them.", stacklevel=2)
   population = min(population_size or rows, rows)
 
   def initialize(rng, shape):
@@ -118,11 +120,11 @@ def from_sample_of_embeddings(
     _check_width(embeddings, features)
     replace = length > population
     if replace:
-      logging.warning(
-          "A prompt of length %d from a population of %d: rows repeat.",
-          length, population)
+      warnings.warn(
+          f"A prompt of length {length} from a population of {population}: "
+          "rows repeat.", stacklevel=2)
     chosen = jax.random.choice(rng, population, (length,), replace)
-    return jnp.asarray(embeddings[np.asarray(chosen)])
+    return jnp.take(_float32(embeddings[:population]), chosen, axis=0)
 
   return initialize
 
@@ -158,11 +160,11 @@ def from_embedded_list(
     length, features = shape
     _check_width(embeddings, features)
     if len(texts) > length:
-      logging.warning(
-          "%d texts for a prompt of length %d: the last %d are not used.",
-          len(texts), length, len(texts) - length)
+      warnings.warn(
+          f"{len(texts)} texts for a prompt of length {length}: the last "
+          f"{len(texts) - length} are not used.", stacklevel=2)
     rows = [
-        embeddings[np.asarray(vocab.encode(text))].astype(np.float32).mean(0)
+        _float32(embeddings[np.asarray(vocab.encode(text))]).mean(0)
         for text in texts[:length]
     ]
     return _with_first_rows(initializer(rng, shape), rows)
@@ -195,11 +197,12 @@ def from_embedded_string(
     _check_width(embeddings, features)
     ids = vocab.encode(text)
     if len(ids) > length:
-      logging.warning(
-          "The text has %d pieces, the prompt length is %d: the text is cut.",
-          len(ids), length)
+      warnings.warn(
+          f"The text has {len(ids)} pieces, the prompt length is {length}: "
+          "the text is cut.", stacklevel=2)
     return _with_first_rows(
-        initializer(rng, shape), embeddings[np.asarray(ids[:length], int)])
+        initializer(rng, shape),
+        _float32(embeddings[np.asarray(ids[:length], int)]))
 
   return initialize
 
@@ -207,7 +210,12 @@ def from_embedded_string(
 def _with_first_rows(prompt: Array, rows) -> Array:
   if not len(rows):
     return prompt
-  return prompt.at[:len(rows)].set(np.stack(rows))
+  return prompt.at[:len(rows)].set(jnp.stack(rows))
+
+
+def _float32(rows: np.ndarray) -> Array:
+  """Rows of a table, whatever its dtype; a prompt is always float32."""
+  return jnp.asarray(rows.astype(np.float32))
 
 
 def _check_width(embeddings: np.ndarray, features: int):

@@ -62,8 +62,7 @@ def sample(array):
 def run_t5x(arguments, start):
   """Yields (step, parameters) of T5X's Adafactor at each of `STEPS`."""
   import jax
-  from t5x import adafactor
-  from t5x import optimizers
+  from t5x import adafactor, optimizers
 
   definition = adafactor.Adafactor(**arguments)
   values = parameters()

@@ -20,10 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import checkpoints
-from prompt_tuning import errors
-from prompt_tuning.checkpoints import hugging_face
-from prompt_tuning.checkpoints import t5x
+from prompt_tuning import checkpoints, errors
+from prompt_tuning.checkpoints import hugging_face, t5x
 from prompt_tuning.formats import card
 
 EMBEDDING = "token_embedder/embedding"
@@ -56,8 +54,9 @@ def open_base(path: str | os.PathLike) -> checkpoints.BaseWeights:
     raise errors.UserError(
         f"There is no checkpoint folder {path}: give the folder of a T5X "
         "checkpoint or of a Hugging Face T5.")
-  if t5x.is_t5x(path):
-    return t5x.T5XCheckpoint(path)
+  with checkpoints.reading(path):
+    if t5x.is_t5x(path):
+      return t5x.T5XCheckpoint(path)
   if hugging_face.is_hugging_face(path):
     return hugging_face.HuggingFaceT5(path)
   raise errors.UserError(

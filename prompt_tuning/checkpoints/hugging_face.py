@@ -21,9 +21,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from prompt_tuning import checkpoints
-from prompt_tuning import errors
-from prompt_tuning import formats
+from prompt_tuning import checkpoints, errors, formats
 
 _EMBEDDING = "token_embedder/embedding"
 _LOGITS = "decoder/logits_dense/kernel"
@@ -102,7 +100,9 @@ class HuggingFaceT5(checkpoints.BaseWeights):
       UserError: if a file is missing or damaged, or is not a T5.
     """
     self.path = os.fspath(path)
-    self.config = _read_config(os.path.join(self.path, "config.json"))
+    file = os.path.join(self.path, "config.json")
+    with checkpoints.reading(file):
+      self.config = _read_config(file)
     self._tensors, self.unknown = _ours(
         _list_tensors(self.path), self.config["tie_logits"])
     self.arrays = {

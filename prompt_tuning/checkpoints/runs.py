@@ -31,10 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.formats import fsync_folder
-from prompt_tuning.formats import npy
-from prompt_tuning.formats import why_not_written
-from prompt_tuning.formats import write_whole
+from prompt_tuning.formats import (
+  fsync_folder,
+  npy,
+  why_not_written,
+  write_whole,
+)
 
 _MANIFEST = "manifest.json"
 _STATE = "state"

@@ -27,8 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import checkpoints
-from prompt_tuning import errors
+from prompt_tuning import checkpoints, errors
 
 # gzip packs at most 1032 bytes into one; a header that claims more lies.
 _MOST_COMPRESSION = 1100
@@ -527,4 +526,4 @@ def _open_orbax_array(folder, store, name, header) -> _OrbaxArray:
         open=True, read=True).result()
     return _OrbaxArray(
         folder, name, tuple(array.shape), _dtype(array.dtype.name),
-        tuple(array.chunk_layout.read_chunk.shape), array)
+        tuple(array.chunk_layout.read_chunk.shape or ()), array)

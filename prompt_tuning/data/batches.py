@@ -65,9 +65,11 @@ class TrainBatches:
     self._lengths = dict(lengths)
     self._batch_size = batch_size
     self._rows = process_rows(batch_size, process_index, process_count)
-    self._buckets = _bucket_lengths(
+    wanted = _bucket_lengths(
         bucket_lengths, [one for one, _ in self._tasks], lengths["inputs"])
-    self._plan = _plan(self._tasks, self._buckets, batch_size, seed)
+    buckets = _members(self._tasks, wanted, batch_size)
+    self._buckets = tuple(length for length, _ in buckets)
+    self._plan = _plan(self._tasks, buckets, batch_size, seed)
     self._fingerprint = _order_fingerprint(
         self._tasks, self._buckets, batch_size, seed)
     self._step = 0
@@ -216,7 +218,7 @@ def auto_buckets(lengths: np.ndarray, longest: int) -> tuple[int, ...]:
     best = {
         s: min([best[s]] + [
             (best[t][0] + int(below[s] - below[t]) * s, (*best[t][1], s))
-            for t in range(1, s)])
+            for t in range(1, s)], key=lambda found: (found[0], len(found[1])))
         for s in best}
   return tuple(min(s * _AUTO_MULTIPLE, longest) for s in best[last][1])
 
@@ -238,7 +240,7 @@ def _bucket_lengths(
   if any(int(length) != length or length < 1 for length in wanted):
     raise errors.UserError(
         f"bucket_lengths={list(wanted)} must be positive whole numbers")
-  return tuple(sorted({int(n) for n in wanted if n < longest} | {longest}))
+  return (*sorted({int(n) for n in wanted if n < longest}), longest)
 
 
 def _positive_rates(examples) -> list[tuple[features.Examples, float]]:
@@ -258,12 +260,12 @@ def _order_fingerprint(tasks, buckets, batch_size, seed) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _plan(tasks, buckets, batch_size, seed):
+def _plan(tasks, members_of_buckets, batch_size, seed):
   """A grain dataset: step -> (bucket's length, [B, 2] task and row)."""
   import grain
 
   parts, weights = [], []
-  for length, members in _members(tasks, buckets, batch_size):
+  for length, members in members_of_buckets:
     shares = [rate * len(rows) / len(tasks[task][0])
               for task, rate, rows in members]
     shuffled = [

@@ -21,8 +21,7 @@ import re
 import sysconfig
 
 from prompt_tuning.data import tasks
-from prompt_tuning.metrics import accuracy
-from prompt_tuning.metrics import token_f1
+from prompt_tuning.metrics import accuracy, token_f1
 
 # What `pip install` of this package brings, with the standard library as
 # "python". A package that is absent is passed over.

@@ -4,7 +4,7 @@ Ids of all examples lie in one flat array with offsets, so that a task is one
 memory map however many examples it has, and any row is found at once.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -19,8 +19,7 @@ import warnings
 import numpy as np
 
 from prompt_tuning import errors
-from prompt_tuning.data import tasks
-from prompt_tuning.data import vocabularies
+from prompt_tuning.data import tasks, vocabularies
 
 # Changed whenever the same examples would be tokenised or stored otherwise.
 _FORMAT = 1
@@ -52,7 +51,8 @@ class Examples:
       `inputs[inputs_offsets[i]:inputs_offsets[i + 1]]`. The examples as the
       task gave them are lines of JSON in the uint8 array `originals`.
     truncated: per feature, what was cut.
-    fingerprint: of the task, split, vocabularies and lengths.
+    fingerprint: of the task, split, vocabularies and lengths; of the ids if
+      the task has none.
   """
 
   task_name: str
@@ -112,7 +112,7 @@ def tokenize(
   _check_request(task, split, both, lengths)
   key = _fingerprint(task, split, both, lengths)
   make = functools.partial(_tokenize, task, split, both, lengths, key)
-  if cache_dir is None or not task.fingerprint:
+  if cache_dir is None or key is None:
     return make()
   folder = pathlib.Path(cache_dir, f"{_file_name(task.name, split)}-{key[:16]}")
   if folder.is_dir():
@@ -145,8 +145,14 @@ def _check_request(task, split, both, lengths) -> None:
           f"model's vocabulary is {both[feature]}; give both the same one")
 
 
-def _fingerprint(task, split, both, lengths) -> str:
-  facts = [_FORMAT, task.fingerprint, split]
+def _fingerprint(task, split, both, lengths) -> str | None:
+  """The cache's key; None when the task does not know its examples."""
+  source = task.fingerprint
+  if callable(source):
+    source = source(split)
+  if not source:
+    return None
+  facts = [_FORMAT, source, split]
   for name in FEATURES:
     facts += [both[name].fingerprint, lengths[name], name in task.without_eos]
   return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -169,7 +175,7 @@ def _tokenize(task, split, both, lengths, fingerprint) -> Examples:
         cut[name][0] += 1
         cut[name][1] += len(ids) - len(kept)
       rows[name].append(kept)
-    line = json.dumps(example, default=_jsonable, ensure_ascii=False) + "\n"
+    line = json.dumps(example, default=jsonable, ensure_ascii=False) + "\n"
     originals.append(np.frombuffer(line.encode(), np.uint8))
   if not len(originals):
     raise errors.UserError(
@@ -180,26 +186,36 @@ def _tokenize(task, split, both, lengths, fingerprint) -> Examples:
     arrays[name], arrays[f"{name}_offsets"] = values.flat()
   return Examples(
       task.name, split, arrays,
-      {name: Truncation(*counts) for name, counts in cut.items()}, fingerprint)
+      {name: Truncation(*counts) for name, counts in cut.items()},
+      fingerprint or _content_fingerprint(arrays))
+
+
+def _content_fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
+  digest = hashlib.sha256()
+  for name in _ARRAYS:
+    digest.update(arrays[name])
+  return digest.hexdigest()
 
 
 class _Rows:
-  """Rows of different lengths, put on end when all are there."""
+  """Rows of different lengths on end, as bytes until all are there."""
 
   def __init__(self, dtype):
     self._dtype = dtype
-    self._rows = []
+    self._bytes = bytearray()
+    self._ends = [0]
 
   def __len__(self):
-    return len(self._rows)
+    return len(self._ends) - 1
 
   def append(self, row) -> None:
-    self._rows.append(np.asarray(row, self._dtype))
+    row = np.asarray(row, self._dtype)
+    self._bytes += row.tobytes()
+    self._ends.append(self._ends[-1] + len(row))
 
   def flat(self) -> tuple[np.ndarray, np.ndarray]:
-    offsets = np.zeros(len(self._rows) + 1, np.int64)
-    np.cumsum([len(row) for row in self._rows], out=offsets[1:])
-    return np.concatenate(self._rows), offsets
+    return (np.frombuffer(self._bytes, self._dtype),
+            np.asarray(self._ends, np.int64))
 
 
 def sequence_ids(
@@ -270,7 +286,7 @@ def _padded(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
   return padded
 
 
-def _jsonable(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
   """What numpy and TensorFlow Datasets put in examples, as JSON has it."""
   if isinstance(value, bytes):
     return value.decode("utf-8", "replace")
@@ -361,12 +377,3 @@ def _read(folder: pathlib.Path, fingerprint: str) -> Examples:
 def _sha256(path: pathlib.Path) -> str:
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def truncation_report(examples: Iterable[Examples]) -> list[str]:
-  """One line for each feature that was cut somewhere; none if none was."""
-  return [
-      f"{one.task_name}/{one.split}: {name} of {cut.examples} of {len(one)} "
-      f"examples were cut ({cut.tokens} tokens)"
-      for one in examples for name, cut in one.truncated.items()
-      if cut.examples]

@@ -12,8 +12,7 @@ import hashlib
 import numpy as np
 
 from prompt_tuning import pretrained
-from prompt_tuning.data import docstrings
-from prompt_tuning.data import tasks
+from prompt_tuning.data import docstrings, tasks
 
 # Ids of one piece of text. Docstring sentences have about 30.
 CHUNK = 96

@@ -35,7 +35,8 @@ class Task:
     postprocess_fn: text to what the metrics compare, called as seqio does:
       `postprocess_fn(text, example=..., is_target=...)`. None keeps texts.
     fingerprint: changes whenever the examples do; tokenised examples are
-      cached under it. Empty: never cached.
+      cached under it. A function of the split where finding out takes time.
+      Empty: never cached.
     score_metric_fns: functions of targets and log-likelihoods.
     feature_vocabularies: of the features that come as ids, by feature name.
     without_eos: features that must not end in an end-of-sequence.
@@ -46,7 +47,7 @@ class Task:
   splits: tuple[str, ...]
   metric_fns: tuple[MetricFn, ...] = ()
   postprocess_fn: Callable[..., Any] | None = None
-  fingerprint: str = ""
+  fingerprint: str | Callable[[str], str] = ""
   score_metric_fns: tuple[MetricFn, ...] = ()
   feature_vocabularies: Mapping[str, vocabularies.Vocabulary] = (
       dataclasses.field(default_factory=dict))

@@ -18,8 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.formats import npy
-from prompt_tuning.formats import write_whole
+from prompt_tuning.formats import npy, write_whole
 
 _LARGEST_CARD = 1 << 20  # bytes; a card comes from anywhere and is a page long
 _ROWS = 4096  # rows of an embedding table that are on the host at a time

@@ -1,7 +1,7 @@
 """F1 over words, for short generated texts."""
 
-from collections.abc import Sequence
 import collections
+from collections.abc import Sequence
 
 
 def token_f1(

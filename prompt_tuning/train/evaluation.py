@@ -6,13 +6,8 @@ import json
 import jax
 import numpy as np
 
-from prompt_tuning.data import batches
-from prompt_tuning.data import features
-from prompt_tuning.data import tasks
-from prompt_tuning.train import inputs
-from prompt_tuning.train import reporting
-from prompt_tuning.train import settings
-from prompt_tuning.train import sharding
+from prompt_tuning.data import batches, features, tasks
+from prompt_tuning.train import inputs, reporting, settings, sharding
 from prompt_tuning.train import step as step_lib
 
 

@@ -4,11 +4,8 @@ import os
 
 import jax
 
-from prompt_tuning.data import batches
-from prompt_tuning.data import features
-from prompt_tuning.data import tasks
-from prompt_tuning.train import settings
-from prompt_tuning.train import sharding
+from prompt_tuning.data import batches, features, tasks
+from prompt_tuning.train import settings, sharding
 
 
 def task_name(dataset: settings.DatasetConfig) -> str:

@@ -2,16 +2,17 @@
 
 Everything that a run writes lies in its MODEL_DIR:
 
-    config.gin  versions.json     what was run, resolved, and with which packages
+    config.gin  versions.json     what was run, and with which packages
     checkpoint_N/                 trainable tree, optimizer, step, data position
     numpy_checkpoints/checkpoint_N/encoder.prompt.prompt.prompt   the original's
     prompt.npy  prompt.json       the newest prompt and its card
     train.jsonl  inference_eval/  tensorboard/  learning_curve.png
+    hugging_face/                 the whole model, when all of it was trained
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import json
-import math
 import os
 import signal
 import threading
@@ -23,23 +24,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prompt_tuning import errors
-from prompt_tuning import formats
-from prompt_tuning import versions
-from prompt_tuning.checkpoints import runs
-from prompt_tuning.formats import card
-from prompt_tuning.formats import npy
-from prompt_tuning.train import adafactor
-from prompt_tuning.train import evaluation
-from prompt_tuning.train import inputs
-from prompt_tuning.train import reporting
-from prompt_tuning.train import settings
-from prompt_tuning.train import setup
-from prompt_tuning.train import sharding
+from prompt_tuning import errors, formats, versions
+from prompt_tuning.checkpoints import hugging_face, runs
+from prompt_tuning.formats import card, npy
+from prompt_tuning.train import (
+  adafactor,
+  evaluation,
+  inputs,
+  reporting,
+  settings,
+  setup,
+  sharding,
+)
 from prompt_tuning.train import state as state_lib
 from prompt_tuning.train import step as step_lib
 
 MAX_BAD_STEPS = 3
+EXPORT = "hugging_face"
 
 
 @gin.configurable(module="train_script")
@@ -100,7 +101,7 @@ def train(
     raise errors.UserError(
         f"BATCH_SIZE {train_dataset_cfg.batch_size} is not divisible by "
         f"num_microbatches = {num_microbatches}.")
-  model_dir = _make_model_dir(model_dir)
+  model_dir = setup.make_folder(model_dir, "MODEL_DIR")
   examples = inputs.train_examples(train_dataset_cfg, model, model_dir)
   data = inputs.train_batches(
       examples, train_dataset_cfg, mesh,
@@ -178,6 +179,8 @@ def train(
         meter.flush()
         save()
       if is_last:
+        if not frozen:
+          _export_model(model_dir, model, state.trainable)
         break
       if stopping:
         checkpoints.wait()
@@ -189,21 +192,6 @@ def train(
       results = evaluator.run(
           first_step, state.trainable, frozen, reporter)
   return results
-
-
-def _make_model_dir(path: str) -> str:
-  path = os.path.abspath(path)
-  try:
-    os.makedirs(path, exist_ok=True)
-    probe = os.path.join(path, f".probe-{os.getpid()}")
-    with open(probe, "wb"):
-      pass
-    os.remove(probe)
-  except OSError as error:
-    raise errors.UserError(
-        f"MODEL_DIR {path} cannot be written ({error.strerror}): choose "
-        "another folder.") from error
-  return path
 
 
 def _initial_state(weights, optimizer, mesh):
@@ -248,8 +236,7 @@ def _write_configuration(model_dir: str):
 
 
 def _note_sizes(reporter, trainable, frozen, first_step):
-  count = lambda tree: sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-  trained, kept = count(trainable), count(frozen)
+  trained, kept = setup.size(trainable), setup.size(frozen)
   reporter.note(
       f"{trained:,} trained and {kept:,} frozen parameters "
       f"({trained / max(trained + kept, 1):.4%} trained); "
@@ -275,6 +262,14 @@ def _export(model_dir, step, trainable, weights, dataset, results, total):
         settings={"batch_size": dataset.batch_size,
                   "task_feature_lengths": dict(dataset.task_feature_lengths),
                   "total_steps": total})
+
+
+def _export_model(model_dir, model, params):
+  """Writes a wholly trained T5 as a directory that anything can load."""
+  if jax.process_index() == 0:
+    hugging_face.save_hugging_face_t5(
+        os.path.join(model_dir, EXPORT), jax.device_get(params),
+        dataclasses.asdict(model.module.config), "float32")
 
 
 class _Meter:

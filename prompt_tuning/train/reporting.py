@@ -392,8 +392,7 @@ class _Bar:
   """A progress bar, for terminals."""
 
   def __init__(self, stream, initial_step, first_step, total_steps):
-    from rich import console
-    from rich import progress
+    from rich import console, progress
     self._total = total_steps
     self._initial = initial_step
     self._loss = []

@@ -2,16 +2,17 @@
 
 from collections.abc import Sequence
 import dataclasses
+import math
+import os
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import errors
+from prompt_tuning import errors, formats
 from prompt_tuning.checkpoints import base
 from prompt_tuning.formats import card
-from prompt_tuning.train import settings
-from prompt_tuning.train import sharding
+from prompt_tuning.train import settings, sharding
 from prompt_tuning.train import state as state_lib
 
 Tree = Any
@@ -79,8 +80,11 @@ def prepare(
         "base weights, or train everything with TRAINABLE_REGEX = ['.*'].")
   if prompt_file:
     card.check(prompt_file, fingerprint, restore.path)
-  known = set(source.arrays) if source else set()
   flat = state_lib.flatten(trainable)
+  known = {
+      path for path in flat if source and (
+          path in source.arrays
+          or path.replace("/layers/", "/layers_0/") in source.arrays)}
   stored = state_lib.unflatten({k: v for k, v in flat.items() if k in known})
   fresh = [k for k in flat if k not in known]
   values = _initialize(model, rng, fresh, shardings)
@@ -95,6 +99,38 @@ def prepare(
       trainable_shardings=jax.tree.map(lambda s: s.sharding, trainable),
       base_step=int(getattr(source, "step", None) or 0),
       base_name=restore.path or "", base_fingerprint=fingerprint)
+
+
+def size(tree: Tree) -> int:
+  """How many numbers a tree of parameters holds."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def make_folder(path: str, setting: str) -> str:
+  """Makes a folder for results and proves that it can be written to.
+
+  Args:
+    path: the folder.
+    setting: the gin name that gave it, for the message.
+
+  Returns:
+    Its absolute path.
+
+  Raises:
+    UserError: if it cannot be made or written to.
+  """
+  path = os.path.abspath(path)
+  probe = os.path.join(path, f".probe-{os.getpid()}")
+  try:
+    os.makedirs(path, exist_ok=True)
+    with open(probe, "wb"):
+      pass
+    os.remove(probe)
+  except OSError as error:
+    raise errors.UserError(
+        f"{setting} {path} cannot be written to: "
+        f"{formats.why_not_written(error)}.") from error
+  return path
 
 
 def _initialize(model, rng, paths, shardings) -> dict[str, jax.Array]:

@@ -13,9 +13,7 @@ import os
 from typing import Any, Mapping, Sequence
 
 import jax
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from prompt_tuning.errors import UserError

@@ -13,13 +13,12 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 
 import jax
-from jax.sharding import Mesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 import pytest
@@ -552,6 +551,48 @@ def test_kill_at_any_moment_loses_nothing_that_was_saved(tmp_path):
   assert step >= rounds[-1][1] and position == {"index": step}
   want = np.random.default_rng(step).normal(size=(100, 64)).astype(np.float32)
   np.testing.assert_array_equal(state["prompt"], want)
+
+
+class Killed(BaseException):
+  """Passes every handler of errors, as a kill does."""
+
+
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_kill_before_any_step_of_sealing_leaves_a_whole_checkpoint(
+    run, monkeypatch):
+  """In turn before each fsync, rename, replacement: step 6 or 9, no warning."""
+  calls = 0
+
+  def until_killed(function, last):
+    def counted(*args, **kwargs):
+      nonlocal calls
+      if threading.current_thread().name == "checkpoint":
+        calls += 1
+        if calls > last:
+          raise Killed
+      return function(*args, **kwargs)
+    return counted
+
+  found = []
+  for last in itertools.count():
+    calls = 0
+    shutil.rmtree(run / "checkpoint_9", ignore_errors=True)
+    checkpoints = runs.RunCheckpoints(run, keep=None)
+    with monkeypatch.context() as patch:
+      for name in ("fsync", "rename", "replace"):
+        patch.setattr(os, name, until_killed(getattr(os, name), last))
+      checkpoints.save(9, make_state(9), position(9))
+      checkpoints._thread.join()
+    checkpoints.close()
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")
+      found.append(latest(run)[0])
+      assert_is(latest(run), found[-1])
+    if calls <= last:
+      break
+  assert len(found) > 15 and found[0] == 6 and found[-1] == 9
+  assert found == sorted(found)
 
 
 TWO_PROCESSES = """

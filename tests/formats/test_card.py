@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.formats import card
-from prompt_tuning.formats import npy
+from prompt_tuning.formats import card, npy
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(5000, 8)).astype(np.float32)

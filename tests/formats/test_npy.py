@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.formats import npy
-from prompt_tuning.formats import write_whole
+from prompt_tuning.formats import npy, write_whole
 
 PROMPT = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 

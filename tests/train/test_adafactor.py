@@ -9,9 +9,11 @@ import optax
 import pytest
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.train.adafactor import Adafactor
-from prompt_tuning.train.adafactor import counting_from
-from prompt_tuning.train.adafactor import factored_dimensions
+from prompt_tuning.train.adafactor import (
+  Adafactor,
+  counting_from,
+  factored_dimensions,
+)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import optax
 import pytest
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.train.optimizers import AdamW
-from prompt_tuning.train.optimizers import clipped
+from prompt_tuning.train.optimizers import AdamW, clipped
 
 
 def train(optimizer, value, gradients):

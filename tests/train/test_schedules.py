@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.train.schedules import create_learning_rate_scheduler
-from prompt_tuning.train.schedules import FACTORS
-from prompt_tuning.train.schedules import linear_decay
+from prompt_tuning.train.schedules import (
+  FACTORS,
+  create_learning_rate_scheduler,
+  linear_decay,
+)
 
 STEPS = (0, 1, 5, 9, 10, 11, 25, 40, 99, 100, 1000)
 

@@ -1,0 +1,62 @@
+"""Installation: `pip install .`"""
+
+import pathlib
+import runpy
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = runpy.run_path(str(ROOT / "prompt_tuning" / "versions.py"))[
+    "__version__"]
+
+setuptools.setup(
+    name="prompt_tuning",
+    version=VERSION,
+    description="Soft prompts, generated prompts and prefixes for frozen "
+    "language models, in JAX.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=setuptools.find_packages(include=["prompt_tuning*"]),
+    package_data={
+        "prompt_tuning": [
+            "configs/**/*.gin", "scripts/*.sh", "pretrained/*/*"],
+    },
+    python_requires=">=3.11,<3.14",
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.12,<0.13",
+        "gin-config>=0.5",
+        "grain>=0.2.10",
+        "jax>=0.9,<0.13",
+        "matplotlib>=3.8",  # the learning curve
+        "msgpack>=1.0",  # the index of a T5X checkpoint
+        "ml_dtypes>=0.4",
+        "numpy>=1.26",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "rich>=13",
+        "safetensors>=0.5",
+        "scipy>=1.12",
+        "sentencepiece>=0.2",
+        "seqio>=0.0.20",
+        "tensorboardX>=2.6",
+        "tensorflow-datasets>=4.9.8",
+        "tensorstore>=0.1.60",
+    ],
+    extras_require={
+        "test": ["hypothesis>=6", "pytest>=8", "ruff>=0.9"],
+        # Live comparisons with Hugging Face. Get torch's CPU build first
+        # where there is no GPU: the default one brings gigabytes of CUDA.
+        "parity": ["peft>=0.17", "torch>=2.6", "transformers>=4.56"],
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
