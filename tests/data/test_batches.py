@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning import errors
-from prompt_tuning.data import batches
-from prompt_tuning.data import features
-from prompt_tuning.data import tasks
-from prompt_tuning.data import vocabularies
+from prompt_tuning.data import batches, features, tasks, vocabularies
 
 LENGTHS = {"inputs": 64, "targets": 2}
 

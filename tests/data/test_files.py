@@ -7,10 +7,7 @@ import gin
 import pytest
 
 from prompt_tuning import errors
-from prompt_tuning.data import features
-from prompt_tuning.data import files
-from prompt_tuning.data import tasks
-from prompt_tuning.data import vocabularies
+from prompt_tuning.data import features, files, tasks, vocabularies
 from prompt_tuning.metrics import accuracy
 
 

@@ -3,15 +3,13 @@
 import functools
 import itertools
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from prompt_tuning import errors
-from prompt_tuning.data import batches
-from prompt_tuning.data import features
-from prompt_tuning.data import tasks
-from prompt_tuning.data import vocabularies
+from prompt_tuning.data import batches, features, tasks, vocabularies
 
 pytestmark = pytest.mark.parity
 
@@ -296,6 +294,15 @@ def test_unknown_names_are_answered_with_the_nearest(add):
     tasks.get_task("docstring_packages")
   with pytest.raises(errors.UserError, match="not a task"):
     tasks.get_task(7)
+
+
+def test_without_seqio_the_message_says_so(monkeypatch):
+  monkeypatch.setitem(sys.modules, "seqio", None)
+  seqio_tasks._seqio.cache_clear()
+  with pytest.raises(errors.UserError, match="seqio is not installed.*did you"):
+    tasks.get_task("docstring_packages")
+  monkeypatch.undo()
+  seqio_tasks._seqio.cache_clear()
 
 
 def test_our_registry_comes_first(add):
