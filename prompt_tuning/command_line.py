@@ -8,11 +8,15 @@ Mistakes in gin files and flags end in one sentence and exit status 2.
 
 import argparse
 from collections.abc import Callable, Sequence
+import dataclasses
 import difflib
+import inspect
 import os
 import pathlib
 import re
 import sys
+import tokenize
+from typing import Any
 
 import gin
 
@@ -69,8 +73,6 @@ def configure(arguments: Sequence[str]) -> None:
     raise errors.UserError(
         "No --gin_file is given: name a model's and a run's, such as "
         "prompt_tuning/configs/runs/prompt_finetune.gin.")
-  bindings = flags.gin_bindings + [
-      extra.removeprefix("--gin.").replace("=", " = ", 1) for extra in rest]
   search = [p for paths in flags.gin_search_paths for p in paths.split(",")]
   if flags.tfds_data_dir:
     os.environ["TFDS_DATA_DIR"] = flags.tfds_data_dir
@@ -78,15 +80,22 @@ def configure(arguments: Sequence[str]) -> None:
   _add_search_paths(search)
   files = [_existing(path, search) for path in flags.gin_file]
   try:
-    gin.parse_config_files_and_bindings(files, bindings)
-  except (ValueError, TypeError, SyntaxError, OSError, ImportError,
-          AttributeError, RuntimeError) as error:
+    gin.parse_config_files_and_bindings(files, None, finalize_config=False)
+  except _GIN_ERRORS as error:
     raise errors.UserError(_parse_sentence(error)) from error
+  declared = {*_macro_values(), *_macros_used()}
+  given = [_Binding.of(text, "--gin_bindings=") for text in flags.gin_bindings]
+  given += [_Binding.of(text.removeprefix("--gin."), "--gin.")
+            for text in rest]
+  for binding in given:
+    binding.apply()
+  _check_given([b.name for b in given], {*declared, *_macros_used()})
+  _check_macros()
+  gin.finalize()
 
 
 def call(function: Callable):
   """Calls a configured function; what gin says of it becomes a sentence."""
-  _check_macros()
   try:
     return function()
   except (TypeError, RuntimeError, ValueError) as error:
@@ -162,52 +171,164 @@ def _check_order(files: Sequence[str]):
     latest, latest_file = rank, file
 
 
+# T5X's names for what has another place here, so that its command lines work.
+_T5X_NAMES = {
+    "partitioning.PjitPartitioner.num_partitions": "sharding.make_mesh.model",
+    "seqio.SentencePieceVocabulary.sentencepiece_model_file":
+        "VOCABULARY_FILE",
+    "trainer.Trainer.num_microbatches": "NUM_MICROBATCHES",
+    "utils.create_learning_rate_scheduler.base_learning_rate":
+        "schedules.create_learning_rate_scheduler.base_learning_rate",
+    "utils.create_learning_rate_scheduler.factors":
+        "schedules.create_learning_rate_scheduler.factors",
+    "utils.create_learning_rate_scheduler.warmup_steps":
+        "schedules.create_learning_rate_scheduler.warmup_steps",
+}
+
+# What is left out here, and why nobody misses it.
+_T5X_NEEDLESS = {
+    "partitioning.PjitPartitioner.logical_axis_rules":
+        "devices are shared by sharding.make_mesh.data, .fsdp and .model",
+    "partitioning.PjitPartitioner.model_parallel_submesh":
+        "devices are shared by sharding.make_mesh.data, .fsdp and .model",
+    "utils.RestoreCheckpointConfig.assignment_map":
+        "parameters that TRAINABLE_REGEX matches may be absent from the "
+        "checkpoint",
+    "utils.RestoreCheckpointConfig.fallback_to_scratch":
+        "parameters that TRAINABLE_REGEX matches may be absent from the "
+        "checkpoint",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Binding:
+  """`NAME = value` as it was given on the command line."""
+
+  name: str
+  value: str
+  flag: str  # for messages
+
+  @classmethod
+  def of(cls, text: str, prefix: str) -> "_Binding":
+    name, equals, value = text.partition("=")
+    name = name.strip()
+    if not (name and equals and value.strip()):
+      raise errors.UserError(
+          f"{prefix}{text} has no value: write {prefix}NAME=value.")
+    if name in _T5X_NEEDLESS:
+      raise errors.UserError(
+          f"{prefix}{text} is T5X's: leave it out, "
+          f"{_T5X_NEEDLESS[name]}.")
+    return cls(_T5X_NAMES.get(name, name), value.strip(), prefix + text)
+
+  def apply(self):
+    """Binds it in gin."""
+    try:
+      gin.parse_config(f"{self.name} = {self.value}")
+    except _GIN_ERRORS as error:
+      raise errors.UserError(self._sentence(error)) from error
+
+  def _sentence(self, error: Exception) -> str:
+    text = str(error)
+    if "parse token" in text or isinstance(
+        error, (SyntaxError, tokenize.TokenError)):
+      return (f"{self.flag} cannot be read: {self.value} is not a value; "
+              "texts stand in quotes, and the shell takes a pair of its own "
+              f"away: \"--gin.{self.name}='text'\".")
+    return f"{self.flag}: {_parse_sentence(error)}"
+
+
+_GIN_ERRORS = (
+    ValueError, TypeError, SyntaxError, OSError, ImportError, AttributeError,
+    RuntimeError, tokenize.TokenError)
 _MISSING = re.compile(
     r"Required bindings for `?([^`']+)`? not provided in config: (\[.*?\])")
+_NO_ARGUMENT = re.compile(
+    r"(\w+)\(\) missing \d+ required [\w -]*arguments?: (.*)\n"
+    r" *No values supplied by Gin")
+_UNKNOWN = re.compile(
+    r"No configurable matching (?:reference )?['\"]@?([^'\"()]+)")
+_NO_PARAMETER = re.compile(
+    r"Configurable '([^']+)' doesn't have a parameter named '([^']+)'")
 
 
 def _parse_sentence(error: Exception) -> str:
   text = " ".join(str(error).split())
-  unknown = re.search(r"No configurable matching ['\"]([^'\"]+)['\"]", text)
-  if unknown:
-    return (f"gin knows no {unknown[1]!r}: check the name; a gin file that "
-            f"imports its module must come first. ({text})")
+  place = re.search(r'In file "([^"]+)", line (\d+)', text)
+  place = f" ({place[1]} line {place[2]})" if place else ""
+  if unknown := _UNKNOWN.search(text):
+    known = {".".join(name.split(".")[-2:]) for name, _ in
+             gin.config._REGISTRY.items()}  # pylint: disable=protected-access
+    return (f"gin knows no {unknown[1]!r}{place}{_near(unknown[1], known)}; "
+            "a gin file that imports its module must come first.")
+  if wrong := _NO_PARAMETER.search(text):
+    configurable = gin.config._REGISTRY.get_match(wrong[1])
+    known = inspect.signature(configurable.wrapped).parameters
+    return (f"{wrong[1]} has no parameter {wrong[2]!r}{place}"
+            f"{_near(wrong[2], known)}; it has {', '.join(known)}.")
   if isinstance(error, ImportError):
     return f"A gin file imports what is not installed: {text}"
   return f"gin: {text}"
 
 
+def _near(name: str, known) -> str:
+  near = difflib.get_close_matches(name, sorted(known), 3)
+  return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
 def _missing_sentence(error: Exception) -> str | None:
-  text = str(error)
-  missing = _MISSING.search(text)
-  if missing:
-    return (f"{missing[1]} needs {missing[2]}: bind it in a gin file, or as "
-            f"--gin.{missing[1].rsplit('.', 1)[-1]}.NAME=value.")
-  return None
+  """What gin says of arguments that nothing binds, in our words."""
+  missing = _MISSING.search(str(error)) or _NO_ARGUMENT.search(str(error))
+  if missing is None:
+    return None
+  return (f"{missing[1]} needs {missing[2]}: bind it in a gin file, or as "
+          f"--gin.{missing[1].rsplit('.', 1)[-1]}.NAME=value.")
+
+
+def _bindings():
+  """(scope, selector, arguments) of everything that is bound."""
+  config = gin.config._CONFIG  # pylint: disable=protected-access
+  return [(*key, arguments) for key, arguments in config.items()]
+
+
+def _macro_values() -> dict[str, Any]:
+  return {scope: arguments.get("value")
+          for scope, selector, arguments in _bindings()
+          if selector == "gin.macro"}
+
+
+def _macros_used() -> dict[str, str]:
+  """Macro -> who uses it."""
+  used = {}
+  for scope, selector, arguments in _bindings():
+    for name, value in arguments.items():
+      user = scope if selector == "gin.macro" else (
+          f"{selector.rsplit('.', 1)[-1]}.{name}")
+      for macro in _macros_in(value):
+        used.setdefault(macro, user)
+  return used
+
+
+def _check_given(names: Sequence[str], known):
+  """A macro that nothing reads is a slip of the pen, or lacks its file."""
+  for name in names:
+    if "." not in name and name not in known:
+      raise errors.UserError(
+          f"Nothing uses {name}{_near(name, known)}; check the spelling, or "
+          "add the gin file that it is for.")
 
 
 def _check_macros():
   """Every macro that is used must have a value; gin finds out only later."""
-  config = gin.config._CONFIG  # pylint: disable=protected-access
-  values = {
-      scope: bindings.get("value")
-      for (scope, selector), bindings in config.items()
-      if selector == "gin.macro"}
-  used = {}
-  for (scope, selector), bindings in config.items():
-    where = scope if selector == "gin.macro" else selector.rsplit(".", 1)[-1]
-    for name, value in bindings.items():
-      for macro in _macros_in(value):
-        argument = where if selector == "gin.macro" else f"{where}.{name}"
-        used.setdefault(macro, argument)
-  for macro, where in used.items():
+  values = _macro_values()
+  for macro, user in _macros_used().items():
     if macro not in values:
       raise errors.UserError(
-          f"{macro} has no value but {where} needs it: give it as "
+          f"{macro} has no value but {user} needs it: give it as "
           f"--gin.{macro}=value.")
     if values[macro] is gin.REQUIRED:
       raise errors.UserError(
-          f"{macro} has no value but {where} needs it: give it as "
+          f"{macro} has no value but {user} needs it: give it as "
           f"--gin.{macro}=value, or add the gin file that sets it behind "
           "the one that declares it.")
 

@@ -19,5 +19,6 @@ def reported():
   try:
     yield
   except UserError as error:
-    print(f"error: {error}", file=sys.stderr)
+    sentence = " ".join(str(error).split())  # on one line, whatever it quotes
+    print(f"error: {sentence}", file=sys.stderr)
     sys.exit(2)

@@ -54,6 +54,8 @@ def evaluate(
   """
   sharding.initialize_distributed()
   mesh = mesh()
+  sharding.check_batch_size(dataset_cfg.batch_size, mesh)
+  members = inputs.members(dataset_cfg)
   output_dir = setup.make_folder(output_dir, "EVAL_OUTPUT_DIR")
   rng = jax.random.PRNGKey(random_seed)
   weights = setup.prepare(
@@ -61,7 +63,7 @@ def evaluate(
   runner = evaluation.Runner(model, mesh)
   results = {}
   with reporting.Reporter(output_dir, 0) as reporter:
-    for task, _ in inputs.members(dataset_cfg):
+    for task, _ in members:
       examples = inputs.tokenized(task, dataset_cfg, model, output_dir)
       for note in inputs.truncation_notes(examples):
         reporter.note(note)

@@ -54,13 +54,15 @@ def infer(
         f"infer.mode is {mode!r}; it can be {' or '.join(MODES)}.")
   sharding.initialize_distributed()
   mesh = mesh()
+  sharding.check_batch_size(dataset_cfg.batch_size, mesh)
+  members = inputs.members(dataset_cfg)
   output_dir = setup.make_folder(output_dir, "INFER_OUTPUT_DIR")
   rng = jax.random.PRNGKey(random_seed)
   weights = setup.prepare(
       model, restore_checkpoint_cfg, trainable, mesh, rng, prompt_file)
   runner = evaluation.Runner(model, mesh)
   written = []
-  for task, _ in inputs.members(dataset_cfg):
+  for task, _ in members:
     examples = inputs.tokenized(task, dataset_cfg, model, output_dir)
     if mode == "predict":
       results = [

@@ -1,5 +1,8 @@
 """Shared fixtures: 8 virtual CPU devices, and the real data beside the root."""
 
+import contextlib
+import dataclasses
+import io
 import os
 import pathlib
 
@@ -11,6 +14,8 @@ os.environ["XLA_FLAGS"] = (
 import pytest  # noqa: E402  (the flags must be set before jax is imported)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONFIGS = "prompt_tuning/configs"
+TINY = str(ROOT / "tests" / "configs" / "t5_1_1_tiny_prompt.gin")
 
 
 @pytest.fixture(scope="session")
@@ -26,3 +31,148 @@ def shared_data():
 def expectations():
   """Small committed expected values (see tests/expectations/README.md)."""
   return ROOT / "tests" / "expectations"
+
+
+@pytest.fixture
+def clean_gin():
+  """gin without a configuration, which belongs to the whole process."""
+  with _clean_gin() as gin:
+    yield gin
+
+
+@contextlib.contextmanager
+def _clean_gin():
+  import gin
+
+  prefixes = list(gin.config._LOCATION_PREFIXES)
+  gin.clear_config()
+  try:
+    yield gin
+  finally:
+    gin.clear_config()
+    gin.config._LOCATION_PREFIXES[:] = prefixes
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What a command did: its exit status, outputs and, if it ended, result."""
+
+  status: int
+  out: str
+  err: str
+  result: object = None
+
+
+@pytest.fixture(scope="session")
+def compilation_cache_folder(tmp_path_factory):
+  """Where runs of one model find what an earlier one compiled."""
+  return tmp_path_factory.mktemp("compilation_cache")
+
+
+@contextlib.contextmanager
+def _compilation_cache(folder):
+  import jax
+  from jax.experimental.compilation_cache import compilation_cache
+
+  settings = {
+      "jax_compilation_cache_dir": str(folder),
+      "jax_persistent_cache_min_compile_time_secs": 0,
+      "jax_persistent_cache_min_entry_size_bytes": 0}
+  before = {name: getattr(jax.config, name) for name in settings}
+  for name, value in settings.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  try:
+    yield
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def command(compilation_cache_folder):
+  """Runs train, eval or infer in this process, from its arguments."""
+  from prompt_tuning import command_line, infer
+  from prompt_tuning import eval as eval_command
+  from prompt_tuning.train import loop
+
+  functions = {"train": loop.train, "eval": eval_command.evaluate,
+               "infer": infer.infer}
+
+  def run(name, *arguments):
+    status, result = 0, None
+    out, err = io.StringIO(), io.StringIO()
+    with (_clean_gin(), _compilation_cache(compilation_cache_folder),
+          contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
+      try:
+        result = command_line.main(functions[name], list(arguments))
+      except SystemExit as leaving:
+        status = leaving.code
+    return Outcome(status, out.getvalue(), err.getvalue(), result)
+
+  return run
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory):
+  """A Hugging Face directory with random weights for `TINY`."""
+  import jax
+  import numpy as np
+
+  from prompt_tuning.checkpoints import hugging_face
+  from prompt_tuning.models import encoder_decoder, t5
+
+  config = t5.Config(4096, 8, 2, 4, 16, 2, 2)
+  shapes, _ = encoder_decoder.EncoderDecoderModel(
+      t5.EncoderDecoder(config), None, None).abstract()
+  draw = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.3, s.shape)
+      .astype(np.float32), shapes)
+  folder = tmp_path_factory.mktemp("tiny_base")
+  hugging_face.save_hugging_face_t5(
+      folder, params, dataclasses.asdict(config), "float32")
+  return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_task(tmp_path_factory):
+  """A folder with train.tsv and dev.tsv: a word decides the label."""
+  folder = tmp_path_factory.mktemp("tiny_task")
+  for name, count in (("train", 40), ("dev", 12)):
+    rows = [f"the array number {i} is {'sorted' if i % 3 else 'empty'}\t"
+            f"{int(i % 3 > 0)}\n" for i in range(count)]
+    (folder / f"{name}.tsv").write_text("".join(rows))
+  return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_flags(tiny_base, tiny_task):
+  """A function that gives the flags of a tiny run; later macros win.
+
+  The first argument names the runs/ file, the others are macros; None leaves
+  one out.
+  """
+
+  def flags(run, **macros):
+    macros = {
+        "INITIAL_CHECKPOINT_PATH": str(tiny_base),
+        "CHECKPOINT_PATH": str(tiny_base),
+        "TRAIN_FILE": str(tiny_task / "train.tsv"),
+        "VALIDATION_FILE": str(tiny_task / "dev.tsv"),
+        "COLUMNS": ["text", "label"],
+        "LABELS": {"0": "empty", "1": "sorted"},
+        "TASK_FEATURE_LENGTHS": {"inputs": 16, "targets": 4},
+        "BATCH_SIZE": 8} | macros
+    del macros[
+        "INITIAL_CHECKPOINT_PATH" if run in ("prompt_eval", "prompt_infer")
+        else "CHECKPOINT_PATH"]
+    return [
+        f"--gin_file={TINY}",
+        f"--gin_file={CONFIGS}/tasks/from_files.gin",
+        f"--gin_file={CONFIGS}/runs/{run}.gin",
+        *(f"--gin.{name}={value!r}" for name, value in macros.items()
+          if value is not None)]
+
+  return flags

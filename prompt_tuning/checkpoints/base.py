@@ -72,8 +72,10 @@ def load_base(
 
   Args:
     path: see `open_base`.
-    abstract: nested dict of `jax.ShapeDtypeStruct`, the parameters that are
-      wanted. A leaf with a sharding is loaded to it, one without to JAX's
+    abstract: nested dict of `jax.ShapeDtypeStruct`, all of the model's
+      parameters but those that are not in the file: layers of the file that
+      it lacks are an error, other arrays a warning. Leaves may differ in
+      dtype. A leaf with a sharding is loaded to it, one without to JAX's
       default device. Stacked layers (`encoder/layers/…`, leading axis L) are
       put together from the file's `layers_0`, `layers_1`, ….
     dtype: for all floating parameters; each leaf's own if None.
@@ -144,8 +146,7 @@ def fingerprint(path: str | os.PathLike) -> str:
   return card.fingerprint(read_embedding_table(path, jnp.bfloat16))
 
 
-# ------------------------------------------------- what is wanted against what
-# ------------------------------------------------- there is
+# ---------------------------------------- what is wanted against what is there
 
 
 def _match(weights, wanted: Mapping) -> dict[str, list[str]]:

@@ -285,22 +285,22 @@ def _members(tasks, buckets, batch_size):
   batches, so it is joined to the next longer one; the longest to the one
   before it.
   """
-  found = [[] for _ in buckets]
-  for task, (examples, rate) in enumerate(tasks):
-    places = np.searchsorted(buckets, examples.lengths("inputs"))
-    for place in range(len(buckets)):
-      found[place].append((task, rate, np.flatnonzero(places == place)))
+  places = [np.searchsorted(buckets, examples.lengths("inputs"))
+            for examples, _ in tasks]
   kept = []
-  for length, members in zip(buckets, found):
+  for place, length in enumerate(buckets):
+    members = [(task, rate, np.flatnonzero(places[task] == place))
+               for task, (_, rate) in enumerate(tasks)]
+    if not _size(members):
+      continue
     if kept and _size(kept[-1][1]) < batch_size:
       members = _joined(kept.pop()[1], members)
     kept.append((length, members))
   if len(kept) > 1 and _size(kept[-1][1]) < batch_size:
     length, members = kept.pop()
     kept[-1] = (length, _joined(kept[-1][1], members))
-  return [
-      (length, [member for member in members if len(member[2])])
-      for length, members in kept if _size(members)]
+  return [(length, [member for member in members if len(member[2])])
+          for length, members in kept]
 
 
 def _size(members) -> int:

@@ -7,6 +7,7 @@ module, with the same loss and the same decoding.
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 import flax.linen as nn
@@ -178,11 +179,17 @@ class EncoderDecoderModel:
           mutable=["cache"], method=self.module.decode)
       return logits[:, 0], variables["cache"]
 
-    more = {} if rng is None else {"rng": rng}
-    return self.decode_fn(
+    # Only what samples takes a key, only what has hypotheses the cache's axis.
+    offered = {"batch_axis": int(self.module.scan_layers)}
+    if rng is not None:
+      offered["rng"] = rng
+    taken = inspect.signature(self.decode_fn).parameters
+    tokens, scores = self.decode_fn(
         step, self._empty_cache(inputs, rows, length), batch_size=rows,
         max_length=length, eos_id=self.output_vocabulary.eos_id,
-        batch_axis=int(self.module.scan_layers), **more)
+        **{name: value for name, value in offered.items() if name in taken})
+    # Greedy search has one hypothesis and no axis for it.
+    return tokens.reshape(rows, -1, length), scores.reshape(rows, -1)
 
   def _empty_cache(self, inputs: Array, rows: int, length: int):
     targets = jnp.ones((rows, length), jnp.int32)

@@ -112,8 +112,9 @@ class Evaluator:
       loss_dataset: settings.DatasetConfig | None,
       metric_dataset: settings.DatasetConfig | None,
       loss_batches: int | None,
+      rng: jax.Array,
   ):
-    self._model, self._dir = model, model_dir
+    self._model, self._dir, self._rng = model, model_dir, rng
     self._runner = Runner(model, mesh)
     self._limit = loss_batches
     self._loss_data = _read(loss_dataset, model, model_dir)
@@ -134,7 +135,7 @@ class Evaluator:
         continue
       metrics, rows = run_task(
           self._runner, task, examples, dataset, self._model, trainable,
-          frozen)
+          frozen, self._rng)
       reporter.evaluation(step, task.name, metrics)
       if jax.process_index() == 0:
         reporting.write_predictions(self._dir, task.name, step, rows)

@@ -1,9 +1,11 @@
 """From dataset settings to batches: the data side of train, eval and infer."""
 
+import importlib
 import os
 
 import jax
 
+from prompt_tuning import errors
 from prompt_tuning.data import batches, features, tasks
 from prompt_tuning.train import settings, sharding
 
@@ -18,10 +20,23 @@ def members(
     dataset: settings.DatasetConfig,
 ) -> list[tuple[tasks.Task, float]]:
   """The tasks of a dataset with their mixing rates; one task has rate 1."""
+  if dataset.module:
+    _import(dataset.module)
   found = tasks.get_task(dataset.mixture_or_task_name)
   if isinstance(found, tasks.Mixture):
     return list(found.tasks)
   return [(found, 1.0)]
+
+
+def _import(module: str):
+  try:
+    importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+      raise  # what is missing is something that the user's module imports
+    raise errors.UserError(
+        f"MIXTURE_OR_TASK_MODULE = {module!r} is not found: give a module "
+        "that is installed, or that lies in the working directory.") from error
 
 
 def tokenized(

@@ -94,23 +94,32 @@ def train(
       loss is not finite; the last good state is saved first.
   """
   # ---------------------------------------------------------------- set-up
+  for name, value in (
+      ("EVAL_PERIOD", eval_period), ("LOG_PERIOD", log_period),
+      ("TRAIN_STEPS", total_steps), ("NUM_MICROBATCHES", num_microbatches)):
+    settings.check_positive(name, value)
   sharding.initialize_distributed()
   mesh = mesh()
-  sharding.check_batch_size(train_dataset_cfg.batch_size, mesh)
   if train_dataset_cfg.batch_size % num_microbatches:
     raise errors.UserError(
         f"BATCH_SIZE {train_dataset_cfg.batch_size} is not divisible by "
-        f"num_microbatches = {num_microbatches}.")
+        f"NUM_MICROBATCHES {num_microbatches}: change one of them.")
+  for dataset in (
+      train_dataset_cfg, train_eval_dataset_cfg, infer_eval_dataset_cfg):
+    if dataset is not None:
+      # Before a folder is made: a name that does not exist, a wrong size.
+      inputs.members(dataset)
+      sharding.check_batch_size(dataset.batch_size, mesh)
   model_dir = setup.make_folder(model_dir, "MODEL_DIR")
   examples = inputs.train_examples(train_dataset_cfg, model, model_dir)
   data = inputs.train_batches(
       examples, train_dataset_cfg, mesh,
       random_seed if train_dataset_cfg.seed is None
       else train_dataset_cfg.seed)
+  rng = jax.random.PRNGKey(random_seed)
   evaluator = evaluation.Evaluator(
       model, mesh, model_dir, train_eval_dataset_cfg, infer_eval_dataset_cfg,
-      eval_steps)
-  rng = jax.random.PRNGKey(random_seed)
+      eval_steps, rng)
   weights = setup.prepare(
       model, restore_checkpoint_cfg, trainable, mesh, rng)
   frozen = weights.frozen
@@ -130,7 +139,7 @@ def train(
   train_step = jax.jit(
       step_lib.make_train_step(
           model, optimizer, num_microbatches, use_dropout),
-      donate_argnums=0,
+      donate_argnums=0, compiler_options=step_lib.compiler_options(),
       out_shardings=(jax.tree.map(lambda s: s.sharding, state_shapes), None))
 
   # ------------------------------------------------------------------ loop
@@ -179,8 +188,6 @@ def train(
         meter.flush()
         save()
       if is_last:
-        if not frozen:
-          _export_model(model_dir, model, state.trainable)
         break
       if stopping:
         checkpoints.wait()
@@ -191,6 +198,8 @@ def train(
     if first_step >= total_steps:
       results = evaluator.run(
           first_step, state.trainable, frozen, reporter)
+    if not frozen:
+      _export_model(model_dir, model, state.trainable)
   return results
 
 

@@ -13,6 +13,16 @@ import gin
 from prompt_tuning import errors
 
 
+_WEIGHT_DTYPES = ("float32", "bfloat16")
+
+
+def check_positive(name: str, value: Any) -> None:
+  """Raises a `UserError` unless `value` is a whole number from 1 up."""
+  if type(value) is not int or value < 1:
+    raise errors.UserError(
+        f"{name} is {value!r}: it must be a whole number from 1 up.")
+
+
 @gin.configurable(module="prompt_tuning.utils")
 @dataclasses.dataclass
 class DatasetConfig:
@@ -33,6 +43,7 @@ class DatasetConfig:
       None.
     use_cached: T5X's switch; examples are always tokenised once and cached.
     pack: must be False, a prompt belongs to one example.
+    module: a Python module to import first, which registers the task.
   """
 
   mixture_or_task_name: Any
@@ -45,12 +56,19 @@ class DatasetConfig:
   cache_dir: str | None = None
   use_cached: bool = True
   pack: bool = False
+  module: str | None = None
 
   def __post_init__(self):
     if self.pack:
       raise errors.UserError(
           "utils.DatasetConfig.pack is True, but a prompt belongs to one "
           "example: set it to False.")
+    check_positive("BATCH_SIZE (utils.DatasetConfig.batch_size)",
+                   self.batch_size)
+    if not isinstance(self.task_feature_lengths, Mapping):
+      raise errors.UserError(
+          f"TASK_FEATURE_LENGTHS is {self.task_feature_lengths!r}: write it "
+          "as {'inputs': 512, 'targets': 8}.")
     for name in ("inputs", "targets"):
       length = self.task_feature_lengths.get(name, 0)
       if not isinstance(length, int) or length < 1:
@@ -73,6 +91,10 @@ class SaveCheckpointConfig:
   period: int = 1000
   keep: int | None = 1
 
+  def __post_init__(self):
+    check_positive("SAVE_PERIOD (utils.SaveCheckpointConfig.period)",
+                   self.period)
+
 
 @gin.configurable(module="prompt_tuning.utils")
 @dataclasses.dataclass
@@ -88,3 +110,9 @@ class RestoreCheckpointConfig:
 
   path: str | None
   dtype: str = "float32"
+
+  def __post_init__(self):
+    if self.dtype not in _WEIGHT_DTYPES:
+      raise errors.UserError(
+          f"WEIGHT_DTYPE (utils.RestoreCheckpointConfig.dtype) is "
+          f"{self.dtype!r}: it can be {' or '.join(_WEIGHT_DTYPES)}.")

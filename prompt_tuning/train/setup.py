@@ -17,6 +17,8 @@ from prompt_tuning.train import state as state_lib
 
 Tree = Any
 
+_MOST_SPARE_ROWS = 1024
+
 
 @dataclasses.dataclass
 class Weights:
@@ -62,10 +64,13 @@ def prepare(
     The weights.
 
   Raises:
-    UserError: if a frozen parameter is in no checkpoint, or the prompt was
-      trained on another base.
+    UserError: if a frozen parameter is in no checkpoint, the prompt was
+      trained on another base, or a vocabulary does not fit the table.
   """
   shapes, axes = model.abstract()
+  rows = shapes["token_embedder"]["embedding"].shape[0]
+  for vocabulary in (model.input_vocabulary, model.output_vocabulary):
+    check_vocabulary(vocabulary, rows)
   shardings = sharding.param_shardings(axes, shapes, mesh)
   placed = jax.tree.map(
       lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
@@ -85,20 +90,49 @@ def prepare(
       path for path in flat if source and (
           path in source.arrays
           or path.replace("/layers/", "/layers_0/") in source.arrays)}
-  stored = state_lib.unflatten({k: v for k, v in flat.items() if k in known})
-  fresh = [k for k in flat if k not in known]
-  values = _initialize(model, rng, fresh, shardings)
-  if stored:
+  values = _initialize(
+      model, rng, [path for path in flat if path not in known], shardings)
+  wanted = {
+      path: _as(spec, jnp.float32) for path, spec in flat.items()
+      if path in known}
+  wanted |= {
+      path: _as(spec, jnp.dtype(restore.dtype))
+      for path, spec in state_lib.flatten(frozen).items()}
+  if wanted:
     values |= state_lib.flatten(
-        base.load_base(restore.path, stored, jnp.float32))
-  if frozen:
-    frozen = base.load_base(restore.path, frozen, jnp.dtype(restore.dtype))
+        base.load_base(restore.path, state_lib.unflatten(wanted)))
   return Weights(
       trainable=state_lib.unflatten({k: values[k] for k in flat}),
-      frozen=frozen,
+      frozen=state_lib.unflatten(
+          {k: v for k, v in values.items() if k not in flat}),
       trainable_shardings=jax.tree.map(lambda s: s.sharding, trainable),
       base_step=int(getattr(source, "step", None) or 0),
       base_name=restore.path or "", base_fingerprint=fingerprint)
+
+
+def _as(spec, dtype):
+  return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=spec.sharding)
+
+
+def check_vocabulary(vocabulary, rows: int) -> None:
+  """Refuses a vocabulary that belongs to another embedding table.
+
+  Tables have a few rows more than the vocabulary has ids, to be divisible
+  among devices (T5: 32,100 ids, 32,128 rows); many more are of another model.
+
+  Args:
+    vocabulary: see `data.vocabularies.Vocabulary`.
+    rows: of the embedding table.
+
+  Raises:
+    UserError: if ids have no row, or over 1,024 rows have no id.
+  """
+  ids = vocabulary.vocab_size
+  if not rows - _MOST_SPARE_ROWS <= ids <= rows:
+    raise errors.UserError(
+        f"The vocabulary {vocabulary!r} has {ids:,} ids, but the embedding "
+        f"table (NUM_EMBEDDINGS) has {rows:,} rows: set VOCABULARY_FILE and "
+        "VOCABULARY_EXTRA_IDS to the ones that the model was trained with.")
 
 
 def size(tree: Tree) -> int:

@@ -33,6 +33,18 @@ class TrainState(NamedTuple):
   optimizer_state: Tree
 
 
+def compiler_options() -> dict[str, bool] | None:
+  """What to tell XLA about a step on this process's backend.
+
+  On CPU, XLA orders independent operations to run side by side by default,
+  which keeps more of them in memory; a step's large products use all cores
+  anyway.
+  """
+  if jax.default_backend() != "cpu":
+    return None
+  return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+
+
 def make_train_step(
     model,
     optimizer: optax.GradientTransformation,

@@ -155,6 +155,12 @@ def test_small_buckets_join_the_next_longer():
   assert stream.bucket_lengths == (64,)
 
 
+def test_empty_buckets_are_left_out():
+  examples = make_examples([4] * 20 + [30] * 20)
+  stream = batches.TrainBatches(examples, 8, 0, LENGTHS, [8, 16, 32, 48])
+  assert stream.bucket_lengths == (8, 32)
+
+
 def test_fewer_examples_than_a_batch():
   stream = batches.TrainBatches(
       make_examples([4, 20, 60]), 8, 0, LENGTHS, [16, 32])
