@@ -77,6 +77,8 @@ _registry: dict[str, str | Factory] = {
         "prompt_tuning.data.pretraining:docstring_span_corruption",
     "docstring_language_model":
         "prompt_tuning.data.pretraining:docstring_language_model",
+    "taskless_glue_sst2_v200_examples":
+        "prompt_tuning.data.glue:taskless_glue_sst2_v200_examples",
 }
 
 

@@ -194,8 +194,8 @@ def test_scores_are_log_probabilities_of_real_targets(tiny_t5):
   params = tiny_t5.params()
   batch = {**tiny_t5.batch, "decoder_loss_weights":
            0.5 * tiny_t5.batch["decoder_loss_weights"]}
-  log_probs = jax.nn.log_softmax(
-      jax.jit(model.logits)(params, batch).astype(np.float64))
+  logits = np.asarray(jax.jit(model.logits)(params, batch), np.float64)
+  log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   expected = [
       sum(log_probs[row, i, token] for i, token in enumerate(targets) if token)
       for row, targets in enumerate(batch["decoder_target_tokens"])]
@@ -222,28 +222,33 @@ def test_decoding_stacked_layers_gives_the_same(tiny_t5):
   assert np.all(np.any(tokens[:, 0] != tokens[:, 1], axis=-1))
 
 
-def test_what_a_decode_function_is_given(tiny_t5):
+def test_decode_functions_are_given_what_they_take(tiny_t5):
   given = {}
 
-  def decode_fn(step, cache, **options):
-    given.update(options)
-    logits, cache = step(jnp.zeros((6, 1), jnp.int32), jax.tree.map(
+  def search(step, cache, *, batch_size, max_length, eos_id, batch_axis):
+    given.update(batch_size=batch_size, max_length=max_length, eos_id=eos_id,
+                 batch_axis=batch_axis)
+    logits, _ = step(jnp.zeros((6, 1), jnp.int32), jax.tree.map(
         lambda x: jnp.repeat(x, 2, 0) if x.ndim else x, cache))
     assert logits.shape == (6, 30)  # two hypotheses an example
     return jnp.arange(24).reshape(3, 2, 4), jnp.zeros((3, 2))
 
-  model = tiny_t5.model(decode_fn=decode_fn)
-  rng = jax.random.key(0)
-  tokens = jax.eval_shape(model.predict, tiny_t5.params(), tiny_t5.batch, rng)
-  assert tokens.shape == (3, 4)
-  assert given.pop("rng") is not None
-  expected = {
-      "batch_size": 3, "max_length": 4, "eos_id": 1, "batch_axis": 0}
-  assert given == expected
-  given.clear()
-  best = jax.jit(model.predict)(tiny_t5.params(), tiny_t5.batch)
+  def sample(step, cache, *, batch_size, max_length, eos_id, rng):
+    given.update(batch_size=batch_size, max_length=max_length, eos_id=eos_id,
+                 rng=rng)
+    return jnp.zeros((3, 1, 4), jnp.int32), jnp.zeros((3, 1))
+
+  params, rng = tiny_t5.params(), jax.random.key(0)
+  model = tiny_t5.model(decode_fn=search)
+  best = jax.jit(model.predict)(params, tiny_t5.batch, rng)
   np.testing.assert_array_equal(best, np.arange(24).reshape(3, 2, 4)[:, 0])
-  assert given == expected  # a search has no rng
+  common = {"batch_size": 3, "max_length": 4, "eos_id": 1}
+  assert given == {**common, "batch_axis": 0}
+  given.clear()
+  model = tiny_t5.model(decode_fn=sample)
+  jax.eval_shape(lambda rng: model.predict(params, tiny_t5.batch, rng), rng)
+  assert given.pop("rng") is not None
+  assert given == common
 
 
 def test_abstract_computes_nothing():
