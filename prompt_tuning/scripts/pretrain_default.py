@@ -29,8 +29,8 @@ PAGE, PIECE = 4000, 2000
 def main(arguments=None):
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--output_dir", default="runs/default")
-  parser.add_argument("--span_corruption_steps", type=int, default=2600)
-  parser.add_argument("--language_model_steps", type=int, default=2200)
+  parser.add_argument("--span_corruption_steps", type=int, default=1266)
+  parser.add_argument("--language_model_steps", type=int, default=1500)
   parser.add_argument(
       "--new_vocabulary", action="store_true",
       help="train the vocabulary too, in place of the packaged one")
@@ -47,7 +47,8 @@ def main(arguments=None):
         "@schedules.create_learning_rate_scheduler()")
     _stage(
         second, "docstring_language_model", flags.language_model_steps,
-        "{'inputs': 64, 'targets': 48}", 0.02, 50,
+        "{'inputs': 96, 'targets': 48}", 0.02, 50,
+        "--gin.BUCKET_LENGTHS='auto'",
         f"--gin.INITIAL_CHECKPOINT_PATH={_exported(first)!r}")
     target = os.path.join(flags.output_dir, "t5_1_1_docstrings")
     package(_exported(second), target)
