@@ -36,7 +36,7 @@ def main(function: Callable, arguments: Sequence[str] | None = None):
   """Parses gin flags, then calls the gin-configured `function`.
 
   Args:
-    function: a gin configurable all of whose arguments are bound in gin.
+    function: all of its arguments are bound in gin.
     arguments: of the command line; the process's if None.
 
   Returns:
@@ -92,20 +92,24 @@ def configure(arguments: Sequence[str]) -> None:
     binding.apply()
   _check_given([b.name for b in given], {*declared, *_macros_used()})
   _check_macros()
-  gin.finalize()
 
 
 def call(function: Callable):
-  """Calls a configured function; what gin says of it becomes a sentence."""
+  """Calls a function as it is configured; gin's words become a sentence."""
   try:
-    return function()
+    configured = gin.get_configurable(function)
+  except ValueError as error:
+    raise errors.UserError(
+        f"No gin file sets up {function.__name__!r}: add the file of "
+        "prompt_tuning/configs/runs that does.") from error
+  try:
+    return configured()
+  except errors.UserError as error:
+    # gin appends "In call to configurable …"; a user needs the message alone.
+    raise errors.UserError(_first_part(error)) from error
   except (TypeError, RuntimeError, ValueError) as error:
     sentence = _missing_sentence(error)
-    if isinstance(error, errors.UserError) or sentence is None:
-      # gin appends "In call to configurable …" to a message; a user needs
-      # the message alone.
-      if isinstance(error, errors.UserError):
-        raise errors.UserError(_first_line(error)) from error
+    if sentence is None:
       raise
     raise errors.UserError(sentence) from error
 
@@ -341,7 +345,7 @@ def _check_macros():
       raise errors.UserError(
           f"{macro} has no value but {user} needs it: give it as "
           f"--gin.{macro}=value.")
-    if values[macro] is gin.REQUIRED:
+    if repr(values[macro]) == "%gin.REQUIRED":
       raise errors.UserError(
           f"{macro} has no value but {user} needs it: give it as "
           f"--gin.{macro}=value, or add the gin file that sets it behind "
@@ -361,7 +365,7 @@ def _macros_in(value) -> list[str]:
   return []
 
 
-def _first_line(error: Exception) -> str:
+def _first_part(error: Exception) -> str:
   return str(error).split("\n  In call to configurable")[0].strip()
 
 

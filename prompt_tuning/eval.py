@@ -7,7 +7,6 @@ training does, and prints the metrics.
 from collections.abc import Callable, Sequence
 import os
 
-import gin
 import jax
 
 from prompt_tuning import command_line
@@ -21,7 +20,6 @@ from prompt_tuning.train import (
 )
 
 
-@gin.configurable(module="eval_script")
 def evaluate(
     *,
     model,

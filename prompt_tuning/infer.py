@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import json
 import os
 
-import gin
 import jax
 
 from prompt_tuning import command_line, errors, formats
@@ -17,7 +16,6 @@ from prompt_tuning.train import evaluation, inputs, settings, setup, sharding
 MODES = ("predict", "score")
 
 
-@gin.configurable(module="infer_script")
 def infer(
     *,
     model,

@@ -152,7 +152,8 @@ def from_embedded_list(
     initializer: for the rest.
 
   Returns:
-    An initialiser.
+    An initialiser. It raises `UserError` on a table of another width or of
+    another vocabulary, and on a text that has no pieces.
   """
   embeddings = np.asarray(embeddings)
 
@@ -164,7 +165,7 @@ def from_embedded_list(
           f"{len(texts)} texts for a prompt of length {length}: the last "
           f"{len(texts) - length} are not used.", stacklevel=2)
     rows = [
-        _float32(embeddings[np.asarray(vocab.encode(text))]).mean(0)
+        _embedded(embeddings, _pieces(vocab, text)).mean(0)
         for text in texts[:length]
     ]
     return _with_first_rows(initializer(rng, shape), rows)
@@ -188,7 +189,8 @@ def from_embedded_string(
     initializer: for the rest.
 
   Returns:
-    An initialiser.
+    An initialiser. It raises `UserError` on a table of another width or of
+    another vocabulary.
   """
   embeddings = np.asarray(embeddings)
 
@@ -201,8 +203,7 @@ def from_embedded_string(
           f"The text has {len(ids)} pieces, the prompt length is {length}: "
           "the text is cut.", stacklevel=2)
     return _with_first_rows(
-        initializer(rng, shape),
-        _float32(embeddings[np.asarray(ids[:length], int)]))
+        initializer(rng, shape), _embedded(embeddings, ids[:length]))
 
   return initialize
 
@@ -211,6 +212,26 @@ def _with_first_rows(prompt: Array, rows) -> Array:
   if not len(rows):
     return prompt
   return prompt.at[:len(rows)].set(jnp.stack(rows))
+
+
+def _pieces(vocab, text: str) -> list[int]:
+  """The ids of a text that must have some: the mean of none is NaN."""
+  ids = vocab.encode(text)
+  if not len(ids):
+    raise errors.UserError(
+        f"The text {text!r} in from_embedded_list.texts (CLASS_LABELS) has no "
+        "pieces in the vocabulary: leave it out.")
+  return ids
+
+
+def _embedded(embeddings: np.ndarray, ids: Sequence[int]) -> Array:
+  """Rows of the table, or a sentence if there are too few."""
+  if max(ids, default=0) >= len(embeddings):
+    raise errors.UserError(
+        f"The text to start the prompt from has the piece {max(ids)} but the "
+        f"embedding table only {len(embeddings)} rows: give the vocabulary of "
+        "the model that the table is from.")
+  return _float32(embeddings[np.asarray(ids, int)])
 
 
 def _float32(rows: np.ndarray) -> Array:

@@ -5,6 +5,8 @@ import dataclasses
 import io
 import os
 import pathlib
+import subprocess
+import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
@@ -123,7 +125,7 @@ def tiny_base(tmp_path_factory):
   from prompt_tuning.checkpoints import hugging_face
   from prompt_tuning.models import encoder_decoder, t5
 
-  config = t5.Config(4096, 8, 2, 4, 16, 2, 2)
+  config = t5.Config(4096, 8, 2, 4, 16, 2, 1)
   shapes, _ = encoder_decoder.EncoderDecoderModel(
       t5.EncoderDecoder(config), None, None).abstract()
   draw = np.random.default_rng(0)
@@ -176,3 +178,27 @@ def tiny_flags(tiny_base, tiny_task):
           if value is not None)]
 
   return flags
+
+
+@pytest.fixture
+def process(compilation_cache_folder, tmp_path):
+  """Starts `python -m prompt_tuning.<name>` and ends what is left of it."""
+  started = []
+
+  def start(name, *arguments, **environment):
+    child = subprocess.Popen(
+        [sys.executable, "-m", f"prompt_tuning.{name}", *arguments],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env=os.environ | {
+            "PYTHONPATH": str(ROOT), "XLA_FLAGS": "",
+            "JAX_COMPILATION_CACHE_DIR": str(compilation_cache_folder),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"} | environment)
+    started.append(child)
+    return child
+
+  yield start
+  for child in started:
+    child.kill()
+    child.wait()
+    child.stdout.close()

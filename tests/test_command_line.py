@@ -233,17 +233,24 @@ def test_mistakes_in_a_file(command, tmp_path, content, sentence):
 
 
 def test_an_argument_that_nothing_binds(command, empty_folder):
-  """gin's own words are many lines; ours name the flag to give."""
+  """gin's own words are many lines; ours name what to bind."""
   found = refused(
-      command, empty_folder, *ALL, "--gin.OPTIMIZER=@optimizers.AdamW()"
-      if False else "--gin_bindings=train.model_dir = @pathlib.Path()")
-  assert found
+      command, empty_folder, *ALL, "--gin.OPTIMIZER=@schedules.linear_decay()")
+  assert re.match(r"linear_decay needs .*'base_learning_rate'", found)
+  assert "--gin.linear_decay.NAME=value" in found
+
+
+def test_model_without_a_run(command, empty_folder):
+  outcome = command("eval", MODEL)
+  assert outcome.status == 2
+  assert "'evaluate'" in outcome.err and "configs/runs" in outcome.err
 
 
 def test_a_bug_of_ours_is_not_taken_for_a_mistake(clean_gin):
   def broken():
     raise ValueError("inside")
 
+  clean_gin.external_configurable(broken)
   with pytest.raises(ValueError, match="inside") as raised:
     command_line.call(broken)
   assert not isinstance(raised.value, errors.UserError)

@@ -167,6 +167,7 @@ def test_only_the_prompt_is_initialised_and_only_the_prompt_changes(
         np.asarray(value), base.read_variable(tiny_base, path), err_msg=path)
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_exports_a_model_that_evaluates(
     command, tiny_flags, tmp_path):
   """The same engine with another list of patterns, and no prompt."""
@@ -175,7 +176,7 @@ def test_full_fine_tuning_exports_a_model_that_evaluates(
       include 'prompt_tuning/configs/models/t5_1_1_default.gin'
       NUM_HEADS = 2
       NUM_ENCODER_LAYERS = 2
-      NUM_DECODER_LAYERS = 2
+      NUM_DECODER_LAYERS = 1
       HEAD_DIM = 4
       EMBED_DIM = 8
       MLP_DIM = 16""".replace("\n      ", "\n"))
@@ -194,3 +195,98 @@ def test_full_fine_tuning_exports_a_model_that_evaluates(
   evaluated = command("eval", *flags, "--gin.PROMPT_FILE=None")
   assert evaluated.status == 0, evaluated.err
   assert evaluated.result["file/accuracy"] == trained.result["file/accuracy"]
+
+
+# ----------------------------------------------------------------------- SST-2
+
+
+@pytest.fixture
+def sst2(shared_data, tmp_path):
+  """Flags of a task of a few hundred real sentences, and their folder."""
+  folder = tmp_path / "sst2"
+  folder.mkdir()
+  for name, rows in (("train", 300), ("dev", 48)):
+    with open(shared_data / "sst2" / f"{name}.tsv", encoding="utf-8") as file:
+      lines = [line for line, _ in zip(file, range(rows))]
+    (folder / f"{name}.tsv").write_text("".join(lines), encoding="utf-8")
+  macros = {
+      "TASK_NAME": "sst2", "TRAIN_FILE": str(folder / "train.tsv"),
+      "VALIDATION_FILE": str(folder / "dev.tsv"),
+      "COLUMNS": ["text", "label"],
+      "LABELS": {"0": "negative", "1": "positive"},
+      "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 4},
+      "BATCH_SIZE": 16}
+  return [f"--gin.{name}={value!r}" for name, value in macros.items()]
+
+
+def flags_of(model, run, *more):
+  return [f"--gin_file={model}",
+          "--gin_file=prompt_tuning/configs/tasks/from_files.gin",
+          f"--gin_file=prompt_tuning/configs/runs/{run}.gin", *more]
+
+
+def train_stop_resume_use(command, tmp_path, model, flags, steps):
+  """All that a user does with a run; gives the metrics of training."""
+  first, middle, last = steps
+  training = [*flags, f"--gin.MODEL_DIR={str(tmp_path / 'run')!r}",
+              f"--gin.EVAL_PERIOD={last - first}"]
+  for total in (middle, last):
+    trained = command("train", *flags_of(
+        model, "prompt_finetune", *training, f"--gin.TRAIN_STEPS={total}"))
+    assert trained.status == 0, trained.err
+  assert f"starting at step {middle}" in trained.err
+  prompt = f"--gin.PROMPT_FILE={str(tmp_path / 'run' / 'prompt.npy')!r}"
+  using = [f.replace("INITIAL_CHECKPOINT_PATH", "CHECKPOINT_PATH")
+           for f in flags]
+  evaluated = command("eval", *flags_of(
+      model, "prompt_eval", *using, prompt,
+      f"--gin.EVAL_OUTPUT_DIR={str(tmp_path / 'eval')!r}"))
+  assert evaluated.status == 0, evaluated.err
+  assert evaluated.result.items() <= trained.result.items()
+  inferred = command("infer", *flags_of(
+      model, "prompt_infer", *using, prompt,
+      f"--gin.INFER_OUTPUT_DIR={str(tmp_path / 'infer')!r}"))
+  assert inferred.status == 0, inferred.err
+  rows = read_lines(tmp_path / "infer" / "sst2-predict.jsonl")
+  assert len(rows) == 48
+  assert {row["targets"] for row in rows} == {"negative", "positive"}
+  return trained.result
+
+
+def test_sst2_on_a_checkpoint_that_t5x_wrote(
+    command, sst2, shared_data, tmp_path):
+  """Steps are counted from the checkpoint's own, 3."""
+  folder = shared_data / "t5x"
+  model = tmp_path / "tiny.gin"
+  model.write_text(f"""
+include 'prompt_tuning/configs/models/t5_1_1_prompt.gin'
+NUM_HEADS = 2
+NUM_ENCODER_LAYERS = 2
+NUM_DECODER_LAYERS = 2
+HEAD_DIM = 2
+EMBED_DIM = 4
+MLP_DIM = 8
+RELPOS_NUM_BUCKETS = 4
+RELPOS_MAX_DISTANCE = 8
+PROMPT_LENGTH = 4
+VOCABULARY_FILE = {str(folder / 't5_vocab')!r}
+VOCABULARY_EXTRA_IDS = 128
+""")
+  checkpoint = folder / "test_t5_1_1_tiny" / "checkpoint_3"
+  results = train_stop_resume_use(
+      command, tmp_path, model,
+      [*sst2, f"--gin.INITIAL_CHECKPOINT_PATH={str(checkpoint)!r}"],
+      (3, 6, 9))
+  assert set(results) == {
+      "sst2/loss", "sst2/token_accuracy", "sst2/accuracy"}
+  run = tmp_path / "run"
+  assert (run / "checkpoint_9").exists()
+  assert [line["step"] for line in read_lines(run / "train.jsonl")][-1] == 9
+
+
+@pytest.mark.slow
+def test_sst2_on_the_embedded_default(command, sst2, tmp_path):
+  model = "prompt_tuning/configs/models/t5_1_1_default_prompt.gin"
+  train_stop_resume_use(
+      command, tmp_path, model,
+      [*sst2, "--gin.PROMPT_LENGTH=8"], (0, 4, 8))

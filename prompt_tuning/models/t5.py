@@ -15,6 +15,7 @@ from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
 
+from prompt_tuning import errors
 from prompt_tuning.models import layers
 
 Array = jax.Array
@@ -59,6 +60,18 @@ class Config:
   dropout_rate: float = 0.0
   scan_layers: bool = False
   remat: str = "none"
+
+  def __post_init__(self):
+    if self.remat not in ("none", *_REMAT_POLICIES):
+      raise errors.UserError(
+          f"LAYER_REMAT: t5.Config.remat {self.remat!r} is not one of 'none', "
+          "'dots', 'full'.")
+    try:
+      jnp.dtype(self.dtype)
+    except TypeError as error:
+      raise errors.UserError(
+          f"ACTIVATION_DTYPE (t5.Config.dtype) is {self.dtype!r}: give "
+          "'float32' or 'bfloat16'.") from error
 
 
 def _norm(config: Config, name: str) -> layers.RootMeanSquareNorm:
@@ -139,14 +152,8 @@ def _run_layers(layer, config, length, x, arguments, static):
 
   Returns:
     [B, T, H].
-
-  Raises:
-    ValueError: if `config.remat` is not a known policy.
   """
   if config.remat != "none":
-    if config.remat not in _REMAT_POLICIES:
-      raise ValueError(
-          f"remat {config.remat!r} is not one of 'none', 'dots', 'full'.")
     first_static = 2 + len(arguments)  # `self` and x come first
     layer = nn.remat(
         layer, policy=_REMAT_POLICIES[config.remat],

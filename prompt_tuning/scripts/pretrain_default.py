@@ -19,6 +19,7 @@ from prompt_tuning import command_line, errors, pretrained
 from prompt_tuning.checkpoints import base, hugging_face
 from prompt_tuning.data import docstrings
 from prompt_tuning.train import loop
+from prompt_tuning.train import state
 
 VOCABULARY_SIZE = 4096 - pretrained.EXTRA_IDS
 CONFIGS = "prompt_tuning/configs"
@@ -102,7 +103,7 @@ def package(source: str, target: str) -> None:
   params = {
       name: base.read_variable(source, name) for name in weights.arrays}
   hugging_face.save_hugging_face_t5(
-      target, loop.state_lib.unflatten(params), weights.config, "bfloat16")
+      target, state.unflatten(params), weights.config, "bfloat16")
   if not os.path.samefile(
       os.path.dirname(pretrained.vocabulary_path()), target):
     shutil.copy(pretrained.vocabulary_path(), target)

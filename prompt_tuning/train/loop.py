@@ -129,12 +129,12 @@ def train(
   checkpoints = runs.RunCheckpoints(model_dir, keep=save_checkpoint_cfg.keep)
   identity = {"base_fingerprint": weights.base_fingerprint}
   restored = checkpoints.latest(state_shapes)
-  results = {}
+  results, unlogged = {}, None
   if restored is not None:
     _, state, position = restored
     _check_same_base(position, identity, model_dir)
     data.set_state(position["data"])
-    results = position["results"]
+    results, unlogged = position["results"], position.get("unlogged")
   first_step = int(state.step)
   train_step = jax.jit(
       step_lib.make_train_step(
@@ -156,15 +156,16 @@ def train(
       for sentence in inputs.truncation_notes(one):
         reporter.note(sentence)
 
+    meter = _Meter(reporter, log_period, unlogged)
+
     def save():
       at = int(state.step)
-      checkpoints.save(
-          at, state,
-          {"data": data.get_state(), "results": results, **identity})
+      checkpoints.save(at, state, {
+          "data": data.get_state(), "results": results,
+          "unlogged": meter.unlogged(), **identity})
       _export(model_dir, at, state.trainable, weights, train_dataset_cfg,
               results, total_steps)
 
-    meter = _Meter(reporter, log_period)
     while first_step < total_steps:  # a run that is done is only evaluated
       batch = sharding.put_batch(next(data), mesh)
       state, metrics = train_step(state, frozen, batch, rng)
@@ -174,8 +175,9 @@ def train(
         checkpoints.wait()
         raise errors.UserError(
             f"The loss was not finite at {MAX_BAD_STEPS} steps in a row up to "
-            f"step {step}: the last good state is saved in {model_dir}; "
-            "lower the learning rate, or check the data of these steps.")
+            f"step {meter.last_step}: the last good state is saved in "
+            f"{model_dir}; lower the learning rate, or check the data of these "
+            "steps.")
       reporter.advance(step)
       is_last = step >= total_steps
       if is_last or step % eval_period == 0:
@@ -185,7 +187,6 @@ def train(
             model_dir, os.path.join(model_dir, "learning_curve.png"))
       stopping = stop.agreed()
       if is_last or stopping or step % save_checkpoint_cfg.period == 0:
-        meter.flush()
         save()
       if is_last:
         break
@@ -285,18 +286,26 @@ class _Meter:
   """Averages metrics over `period` steps without waiting for the device.
 
   A step's numbers are read only after the next step was dispatched, so the
-  device never idles for the log.
+  device never idles for the log. What no line of the log holds yet goes into
+  the checkpoint: a resumed run logs what an unbroken one does.
   """
 
-  def __init__(self, reporter, period: int):
+  def __init__(self, reporter, period: int, unlogged: dict | None = None):
     self.count = 0
+    self.last_step = 0
     self._reporter = reporter
     self._period = period
     self._pending: list[tuple[int, Any]] = []
     self._sums: dict[str, float] = {}
     self._steps = 0
-    self._last_step = 0
     self._bad = 0
+    if unlogged:
+      self._sums, self._steps = dict(unlogged["sums"]), unlogged["steps"]
+
+  def unlogged(self) -> dict:
+    """The sums since the last line, to give to the next `_Meter`."""
+    self._read_pending()
+    return {"sums": self._sums, "steps": self._steps}
 
   def add(self, step: int, metrics) -> int:
     """Takes one step's metrics; gives how many steps in a row were bad."""
@@ -308,15 +317,18 @@ class _Meter:
 
   def flush(self):
     """Reads what is pending and reports a part of a period."""
+    self._read_pending()
+    self._report(self.last_step)
+
+  def _read_pending(self):
     while self._pending:
       self._read(*self._pending.pop(0))
-    self._report(self._last_step)
 
   def _read(self, step, metrics):
     metrics = {name: float(value) for name, value in metrics.items()}
     finite = bool(metrics.pop("is_finite"))
     self._bad = 0 if finite else self._bad + 1
-    self._last_step = step
+    self.last_step = step
     if not finite:
       self._reporter.note(
           f"Step {step} was skipped: its loss or gradient is not finite.")

@@ -107,7 +107,17 @@ def prepare(
           {k: v for k, v in values.items() if k not in flat}),
       trainable_shardings=jax.tree.map(lambda s: s.sharding, trainable),
       base_step=int(getattr(source, "step", None) or 0),
-      base_name=restore.path or "", base_fingerprint=fingerprint)
+      base_name=_base_name(restore.path), base_fingerprint=fingerprint)
+
+
+def _base_name(path: str | None) -> str:
+  """The folder's name; with its parent's where it is a step's folder."""
+  if not path:
+    return ""
+  parent, name = os.path.split(os.path.abspath(path))
+  if name.startswith("checkpoint_"):
+    return os.path.join(os.path.basename(parent), name)
+  return name
 
 
 def _as(spec, dtype):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from prompt_tuning import errors
 from prompt_tuning.train import state as state_lib
 
 Tree = Any
@@ -63,9 +64,13 @@ def make_train_step(
   Returns:
     A function (state, frozen, batch, rng) -> (new state, metrics). Metrics
     are scalars: sums over the batch, `gradient_norm` (of the trainable tree
-    alone) and `is_finite`. If the loss or a gradient is not finite the state
-    comes back as it was, but for its step.
+    alone) and `is_finite`. If the loss, a gradient or an update is not finite
+    the state comes back as it was, but for its step.
+
+  Raises:
+    UserError: if the model's `loss_normalizing_factor` is not one.
   """
+  _check_factor(model.loss_normalizing_factor)
 
   def loss(trainable, frozen, batch, rng):
     params = state_lib.merge(trainable, frozen)
@@ -85,9 +90,11 @@ def make_train_step(
     scale = _normalizer(model.loss_normalizing_factor, sums)
     gradients = jax.tree.map(lambda g: g / scale, gradients)
     norm = optax.global_norm(gradients)
-    is_finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
     updates, optimizer_state = optimizer.update(
         gradients, state.optimizer_state, state.trainable)
+    # A learning rate may take finite gradients out of float32's range.
+    is_finite = (jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
+                 & jnp.isfinite(optax.global_norm(updates)))
     updated = state._replace(
         trainable=optax.apply_updates(state.trainable, updates),
         optimizer_state=optimizer_state)
@@ -97,6 +104,15 @@ def make_train_step(
     return kept._replace(step=state.step + 1), metrics
 
   return train_step
+
+
+def _check_factor(factor: float | str | None):
+  if factor is None or factor == "num_tokens":
+    return
+  if not isinstance(factor, (int, float)) or not factor > 0:
+    raise errors.UserError(
+        f"LOSS_NORMALIZING_FACTOR is {factor!r}: give a number above 0, "
+        "'num_tokens' for the mean over target tokens, or None for their sum.")
 
 
 def _normalizer(factor, sums):

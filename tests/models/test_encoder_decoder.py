@@ -94,34 +94,30 @@ def test_parameters_have_the_originals_names_and_shapes(original):
   assert flat[layer + "pre_mlp_layer_norm/scale"] == ("embed",)
 
 
-def test_logits_loss_and_prompt_gradient_are_the_originals(original):
+def test_logits_loss_gradient_and_scores_are_the_originals(original):
   model, expected = original.model(z_loss=1e-4), original.expected
-  rest, prompt = dict(original.params), expected["param/" + PROMPT]
 
   @jax.jit
-  def run(prompt, rest):
+  def run(prompt, params):
     def loss(prompt):
-      params = {**rest, "encoder": {
-          **rest["encoder"], "prompt": {"prompt": {"prompt": prompt}}}}
-      return model.loss(params, original.batch)
+      return model.loss({**params, "encoder": {
+          **params["encoder"], "prompt": {"prompt": {"prompt": prompt}}}},
+          original.batch)
 
-    return jax.value_and_grad(loss, has_aux=True)(prompt)
+    return (jax.value_and_grad(loss, has_aux=True)(prompt),
+            model.logits(params, original.batch),
+            model.score(params, original.batch))
 
-  (loss, sums), gradient = run(prompt, rest)
+  ((loss, sums), gradient), logits, scores = run(
+      expected["param/" + PROMPT], original.params)
   assert_relative(loss, expected["loss"])
   assert_relative(sums["loss"], expected["loss"])
   assert sums["tokens"] == 9
   assert_relative(gradient, expected["grad/" + PROMPT])
   is_target = original.batch["decoder_target_tokens"] > 0
-  logits = jax.jit(model.logits)(original.params, original.batch)
   assert logits.dtype == jnp.float32
   assert_relative(logits[is_target], expected["logits"][is_target])
-
-
-def test_scores_are_the_originals(original):
-  assert_relative(
-      jax.jit(original.model().score)(original.params, original.batch),
-      original.expected["score_batch"])
+  assert_relative(scores, expected["score_batch"])
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])
@@ -164,15 +160,22 @@ def test_cross_entropy_is_the_divergence_from_smoothed_targets(
       np.exp(log_p) * (1 + 2 * z_loss * log_z[..., None]) - q, atol=1e-6)
 
 
-def test_sums_count_weighted_tokens(tiny_t5):
+@pytest.fixture(scope="module")
+def logits(tiny_t5):
+  """Of the tiny model on its batch: [3, 4, 30]."""
+  with jax.default_matmul_precision("highest"):
+    return np.asarray(jax.jit(tiny_t5.model().logits)(
+        tiny_t5.params(), tiny_t5.batch))
+
+
+def test_sums_count_weighted_tokens(tiny_t5, logits):
   model = tiny_t5.model(z_loss=0.5)
   params = tiny_t5.params()
-  logits = jax.jit(model.logits)(params, tiny_t5.batch)
   targets = tiny_t5.batch["decoder_target_tokens"]
   weights = np.array([[1, 0, 2, 1], [1, 0.5, 0, 0], [0, 0, 0, 0]])
   # One right answer under a weight of 2, one under 0.
   targets = targets.copy()
-  targets[0, 1:3] = jnp.argmax(logits[0, 1:3], -1)
+  targets[0, 1:3] = np.argmax(logits[0, 1:3], -1)
   batch = {
       **tiny_t5.batch, "decoder_target_tokens": targets,
       "decoder_loss_weights": weights}
@@ -188,13 +191,13 @@ def test_sums_count_weighted_tokens(tiny_t5):
       sums["z_loss"], (z_term * weights).sum(), rtol=1e-6)
 
 
-def test_scores_are_log_probabilities_of_real_targets(tiny_t5):
+def test_scores_are_log_probabilities_of_real_targets(tiny_t5, logits):
   # Neither smoothing, z-loss nor the size of a weight is part of a score.
   model = tiny_t5.model(z_loss=0.5, label_smoothing=0.1)
   params = tiny_t5.params()
   batch = {**tiny_t5.batch, "decoder_loss_weights":
            0.5 * tiny_t5.batch["decoder_loss_weights"]}
-  logits = np.asarray(jax.jit(model.logits)(params, batch), np.float64)
+  logits = logits.astype(np.float64)
   log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
   expected = [
       sum(log_probs[row, i, token] for i, token in enumerate(targets) if token)

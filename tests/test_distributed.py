@@ -1,0 +1,149 @@
+"""The same losses and the same prompt however devices share the work.
+
+Oracle: the run on one device.
+"""
+
+import json
+import re
+import socket
+
+import gin
+import jax
+import numpy as np
+import pytest
+
+from prompt_tuning.checkpoints import runs
+from prompt_tuning.formats import npy
+from prompt_tuning.train import sharding
+
+STEPS = 4
+NO_EVALUATION = [
+    "--gin.train_script.train.infer_eval_dataset_cfg=None",
+    "--gin.train_script.train.train_eval_dataset_cfg=None",
+    "--gin.LOG_PERIOD=1"]
+ALONE = "--gin.train_script.train.mesh=@one_device_mesh"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device_mesh():
+  """Lets gin bind a mesh of one of the eight devices."""
+  gin.external_configurable(
+      lambda: jax.sharding.Mesh(
+          np.reshape(jax.devices()[:1], (1, 1, 1)), sharding.MESH_AXES),
+      name="one_device_mesh")
+
+
+def assert_same_losses(run, other):
+  """Sums of another order: losses to 1e-5, norms of gradients to 1e-4."""
+  np.testing.assert_allclose(
+      _logged(run, "loss"), _logged(other, "loss"), rtol=1e-5)
+  np.testing.assert_allclose(
+      _logged(run, "gradient_norm"), _logged(other, "gradient_norm"),
+      rtol=1e-4)
+
+
+def _logged(run, name):
+  lines = (run / "train.jsonl").read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+  return np.array([record[name] for record in records])
+
+
+@pytest.fixture(scope="module")
+def train(command, tiny_flags, tmp_path_factory):
+  def run(*flags, **macros):
+    folder = tmp_path_factory.mktemp("run")
+    outcome = command("train", *tiny_flags(
+        "prompt_finetune", MODEL_DIR=str(folder), TRAIN_STEPS=STEPS, **macros),
+        *NO_EVALUATION, *flags)
+    assert outcome.status == 0, outcome.err
+    return folder
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def alone(train):
+  return train(ALONE)
+
+
+MESHES = [{"data": 8}, {"data": 2, "model": 4}, {"fsdp": 8},
+          {"data": 4, "fsdp": 2}]
+
+
+def mesh_flags(sizes):
+  return [f"--gin.sharding.make_mesh.{axis}={size}"
+          for axis, size in sizes.items()]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_prompt_on_eight_devices(train, alone, sizes):
+  run = train(*mesh_flags(sizes))
+  assert_same_losses(run, alone)
+  np.testing.assert_allclose(
+      npy.read(run / "prompt.npy"), npy.read(alone / "prompt.npy"),
+      rtol=1e-4, atol=1e-4)
+
+
+def test_microbatches_on_eight_devices(train, alone):
+  run = train("--gin.NUM_MICROBATCHES=2", "--gin.sharding.make_mesh.data=8")
+  assert_same_losses(run, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", MESHES[1:], ids=str)
+def test_all_parameters_on_eight_devices(train, sizes):
+  """Then the optimizer's state is sharded as well."""
+  everything = {"TRAINABLE_REGEX": [".*"], "LEARNING_RATE": 0.01}
+  alone = train(ALONE, **everything)
+  run = train(*mesh_flags(sizes), **everything)
+  assert_same_losses(run, alone)
+
+
+def test_a_run_goes_on_with_another_mesh(train, tiny_flags, command, alone):
+  """Saved on one device, restored to eight."""
+  folder = train(ALONE)
+  outcome = command("train", *tiny_flags(
+      "prompt_finetune", MODEL_DIR=str(folder), TRAIN_STEPS=STEPS + 1),
+      *NO_EVALUATION, "--gin.sharding.make_mesh.fsdp=8")
+  assert outcome.status == 0, outcome.err
+  assert f"starting at step {STEPS}" in outcome.err
+  assert runs.damage(folder / f"checkpoint_{STEPS + 1}") is None
+
+
+def _free_port():
+  with socket.socket() as one:
+    one.bind(("127.0.0.1", 0))
+    return one.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_two_processes(process, tiny_flags, alone, tmp_path):
+  """Two processes with two devices each write one run between them."""
+  run = tmp_path / "run"
+  flags = [*tiny_flags("prompt_finetune", MODEL_DIR=str(run),
+                       TRAIN_STEPS=STEPS, SAVE_PERIOD=2), *NO_EVALUATION]
+  address = f"127.0.0.1:{_free_port()}"
+  children = [
+      process("train", *flags,
+              XLA_FLAGS="--xla_force_host_platform_device_count=2",
+              JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2",
+              JAX_PROCESS_ID=str(number))
+      for number in range(2)]
+  for child in children:
+    output, _ = child.communicate(timeout=300)
+    assert child.returncode == 0, output
+  assert_same_losses(run, alone)
+  np.testing.assert_allclose(
+      npy.read(run / "prompt.npy"), npy.read(alone / "prompt.npy"),
+      rtol=1e-4, atol=1e-4)
+  assert runs.damage(run / f"checkpoint_{STEPS}") is None
+  assert not list(run.glob("*.tmp"))
+
+
+def test_batch_that_two_shards_cannot_share(command, tiny_flags, tmp_path):
+  outcome = command("train", *tiny_flags(
+      "prompt_finetune", MODEL_DIR=str(tmp_path), TRAIN_STEPS=STEPS,
+      BATCH_SIZE=9), "--gin.sharding.make_mesh.model=4")
+  assert outcome.status == 2
+  assert re.search("batch 9 not divisible by the 2 data shards", outcome.err)
