@@ -256,8 +256,8 @@ _REGISTRATION = "from __gin__ import dynamic_registration"
 _MISSING = re.compile(
     r"Required bindings for `?([^`']+)`? not provided in config: (\[.*?\])")
 _NO_ARGUMENT = re.compile(
-    r"(\w+)\(\) missing \d+ required [\w -]*arguments?: (.*)\n"
-    r" *No values supplied by Gin")
+    r"(\w+)\(\) missing \d+ required [\w -]*arguments?: ([^\n]*)\n"
+    r"(?:[^\n]*\n)*? *In call to configurable '\1'")
 _UNKNOWN = re.compile(
     r"No configurable matching (?:reference )?['\"]@?([^'\"()]+)")
 _NO_PARAMETER = re.compile(

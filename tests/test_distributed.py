@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from prompt_tuning.checkpoints import runs
-from prompt_tuning.formats import npy
+from prompt_tuning.checkpoints import base, hugging_face, runs
+from prompt_tuning.formats import card, npy
 from prompt_tuning.train import sharding
 
 STEPS = 4
@@ -92,11 +92,15 @@ def test_microbatches_on_eight_devices(train, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", MESHES[1:], ids=str)
-def test_all_parameters_on_eight_devices(train, sizes):
+def test_all_parameters_on_eight_devices(train, tiny_base, sizes):
   """Then the optimizer's state is sharded as well."""
   everything = {"TRAINABLE_REGEX": [".*"], "LEARNING_RATE": 0.01}
   alone = train(ALONE, **everything)
   run = train(*mesh_flags(sizes), **everything)
+  exported = hugging_face.HuggingFaceT5(run / "hugging_face")
+  assert exported.arrays.keys() == base.open_base(tiny_base).arrays.keys()
+  assert card.read_card(run / "prompt.json").base_fingerprint == (
+      base.fingerprint(run / "hugging_face"))
   assert_same_losses(run, alone)
 
 
@@ -117,12 +121,21 @@ def _free_port():
     return one.getsockname()[1]
 
 
-@pytest.mark.slow
-def test_two_processes(process, tiny_flags, alone, tmp_path):
-  """Two processes with two devices each write one run between them."""
+@pytest.fixture
+def train_as_two(process, tiny_flags, tmp_path):
+  """Trains in two processes with two devices each, which write one run."""
   run = tmp_path / "run"
-  flags = [*tiny_flags("prompt_finetune", MODEL_DIR=str(run),
-                       TRAIN_STEPS=STEPS, SAVE_PERIOD=2), *NO_EVALUATION]
+
+  def train(*flags, **macros):
+    _two_processes(process, [*tiny_flags(
+        "prompt_finetune", MODEL_DIR=str(run), TRAIN_STEPS=STEPS,
+        SAVE_PERIOD=2, **macros), *NO_EVALUATION, *flags])
+    return run
+
+  return train
+
+
+def _two_processes(process, flags):
   address = f"127.0.0.1:{_free_port()}"
   children = [
       process("train", *flags,
@@ -133,12 +146,28 @@ def test_two_processes(process, tiny_flags, alone, tmp_path):
   for child in children:
     output, _ = child.communicate(timeout=300)
     assert child.returncode == 0, output
+
+
+@pytest.mark.slow
+def test_two_processes(train_as_two, alone):
+  run = train_as_two()
   assert_same_losses(run, alone)
   np.testing.assert_allclose(
       npy.read(run / "prompt.npy"), npy.read(alone / "prompt.npy"),
       rtol=1e-4, atol=1e-4)
   assert runs.damage(run / f"checkpoint_{STEPS}") is None
   assert not list(run.glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_export_all_parameters(
+    train, train_as_two):
+  """Sharded over all four devices: no process holds the model."""
+  everything = {"TRAINABLE_REGEX": [".*"], "LEARNING_RATE": 0.01}
+  run = train_as_two("--gin.sharding.make_mesh.fsdp=4", **everything)
+  assert_same_losses(run, train(ALONE, **everything))
+  assert card.read_card(run / "prompt.json").base_fingerprint == (
+      base.fingerprint(run / "hugging_face"))
 
 
 def test_batch_that_two_shards_cannot_share(command, tiny_flags, tmp_path):

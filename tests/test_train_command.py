@@ -57,7 +57,7 @@ def test_card_says_what_the_prompt_is(trained, tiny_base):
   assert found.shape == (5, 8)
   assert found.step == 6
   assert found.task == "file"
-  assert found.base_model == str(tiny_base)
+  assert found.base_model == tiny_base.name
   assert found.metric == pytest.approx(results)
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 from prompt_tuning import errors, formats, versions
-from prompt_tuning.checkpoints import hugging_face, runs
+from prompt_tuning.checkpoints import base, hugging_face, runs
 from prompt_tuning.formats import card, npy
 from prompt_tuning.train import (
   adafactor,
@@ -171,11 +171,12 @@ def train(
       state, metrics = train_step(state, frozen, batch, rng)
       step = first_step + meter.count + 1
       if meter.add(step, metrics) >= MAX_BAD_STEPS:
+        bad_step = meter.last_step
         save()
         checkpoints.wait()
         raise errors.UserError(
             f"The loss was not finite at {MAX_BAD_STEPS} steps in a row up to "
-            f"step {meter.last_step}: the last good state is saved in "
+            f"step {bad_step}: the last good state is saved in "
             f"{model_dir}; lower the learning rate, or check the data of these "
             "steps.")
       reporter.advance(step)
@@ -253,21 +254,28 @@ def _note_sizes(reporter, trainable, frozen, first_step):
       f"starting at step {first_step}.")
 
 
+def _prompts_in(params) -> dict[str, Any]:
+  """The prompts among some parameters, by path."""
+  return {path: value for path, value in state_lib.flatten(params).items()
+          if "prompt" in path}
+
+
 def _export(model_dir, step, trainable, weights, dataset, results, total):
   """Writes trained prompts as `.npy`, the newest one with its card."""
-  flat = state_lib.flatten(trainable)
-  prompts = {
-      path: value for path, value in flat.items() if "prompt" in path}
+  prompts = _prompts_in(trainable)
   if not prompts:
     return
   runs.save_numpy(model_dir, step, prompts)
   only = list(prompts.values())
+  name, fingerprint = weights.base_name, weights.base_fingerprint
+  table = state_lib.flatten(trainable).get(base.EMBEDDING)
+  if table is not None:  # the base was trained too; the prompt is for that one
+    name, fingerprint = EXPORT, card.fingerprint(_on_host(table))
   if jax.process_index() == 0 and len(only) == 1 and only[0].ndim == 2:
     path = os.path.join(model_dir, "prompt.npy")
     npy.write(path, np.asarray(only[0]))
     card.write_card(
-        path, base_model=weights.base_name,
-        base_fingerprint=weights.base_fingerprint,
+        path, base_model=name, base_fingerprint=fingerprint,
         task=inputs.task_name(dataset), metric=results, step=step,
         settings={"batch_size": dataset.batch_size,
                   "task_feature_lengths": dict(dataset.task_feature_lengths),
@@ -276,10 +284,23 @@ def _export(model_dir, step, trainable, weights, dataset, results, total):
 
 def _export_model(model_dir, model, params):
   """Writes a wholly trained T5 as a directory that anything can load."""
+  prompts = _prompts_in(params)  # have files of their own
+  params = _on_host(state_lib.unflatten({
+      path: value for path, value in state_lib.flatten(params).items()
+      if path not in prompts}))
   if jax.process_index() == 0:
     hugging_face.save_hugging_face_t5(
-        os.path.join(model_dir, EXPORT), jax.device_get(params),
+        os.path.join(model_dir, EXPORT), params,
         dataclasses.asdict(model.module.config), "float32")
+
+
+def _on_host(tree):
+  """Whole arrays, wherever their parts are; all processes call it."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 class _Meter:

@@ -12,7 +12,6 @@ import gin
 
 from prompt_tuning import errors
 
-
 _WEIGHT_DTYPES = ("float32", "bfloat16")
 
 

@@ -34,16 +34,29 @@ class TrainState(NamedTuple):
   optimizer_state: Tree
 
 
-def compiler_options() -> dict[str, bool] | None:
-  """What to tell XLA about a step on this process's backend.
+_LEAST_MEMORY = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+
+@functools.cache
+def compiler_options() -> dict[str, str] | None:
+  """What to tell XLA about a training step on this process's backend.
 
   On CPU, XLA orders independent operations to run side by side by default,
-  which keeps more of them in memory; a step's large products use all cores
-  anyway.
+  which keeps more of them in memory (643 instead of 502 MB for T5 small, batch
+  8, inputs 128, prompt 100); a step's products use all cores anyway.
+
+  Returns:
+    Options for `jax.jit`; None on other backends and where this release of
+    XLA does not know them.
   """
   if jax.default_backend() != "cpu":
     return None
-  return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
+  try:
+    jax.jit(jnp.negative, compiler_options=_LEAST_MEMORY)(1.0)
+  except jax.errors.JaxRuntimeError:
+    return None
+  return _LEAST_MEMORY
 
 
 def make_train_step(
