@@ -85,6 +85,7 @@ def test_prompt_on_eight_devices(train, alone, sizes):
       rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_microbatches_on_eight_devices(train, alone):
   run = train("--gin.NUM_MICROBATCHES=2", "--gin.sharding.make_mesh.data=8")
   assert_same_losses(run, alone)

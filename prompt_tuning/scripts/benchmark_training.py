@@ -104,8 +104,7 @@ def _ours(dtype: str):
 
   from prompt_tuning import prompts
   from prompt_tuning.data import features
-  from prompt_tuning.models import encoder_decoder
-  from prompt_tuning.models import t5
+  from prompt_tuning.models import encoder_decoder, t5
   from prompt_tuning.train import adafactor
   from prompt_tuning.train import prompts as train_prompts
   from prompt_tuning.train import state as state_lib

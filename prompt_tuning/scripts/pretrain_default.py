@@ -18,8 +18,7 @@ import gin
 from prompt_tuning import command_line, errors, pretrained
 from prompt_tuning.checkpoints import base, hugging_face
 from prompt_tuning.data import docstrings
-from prompt_tuning.train import loop
-from prompt_tuning.train import state
+from prompt_tuning.train import loop, state
 
 VOCABULARY_SIZE = 4096 - pretrained.EXTRA_IDS
 CONFIGS = "prompt_tuning/configs"

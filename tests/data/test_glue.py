@@ -1,7 +1,6 @@
 """SST-2's text; the download itself needs the network and is not run."""
 
-from prompt_tuning.data import glue
-from prompt_tuning.data import tasks
+from prompt_tuning.data import glue, tasks
 
 
 def test_text_is_the_published_one():
