@@ -10,6 +10,7 @@ Face T5 directory, `--output_dir`/t5_1_1_docstrings.
 
 import argparse
 import hashlib
+import io
 import os
 import shutil
 
@@ -67,13 +68,14 @@ def train_vocabulary(path: str) -> None:
   pieces = (
       text[start:start + PIECE] for text in ordered
       for start in range(0, min(len(text), PAGE), PIECE))
+  model = io.BytesIO()  # a file's name would be kept inside the model
   sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=pieces, model_prefix=path.removesuffix(".model"),
+      sentence_iterator=pieces, model_writer=model,
       vocab_size=VOCABULARY_SIZE, character_coverage=0.9995, pad_id=0,
       eos_id=1, unk_id=2, bos_id=-1, input_sentence_size=20_000,
       shuffle_input_sentence=False, max_sentence_length=20_000,
       minloglevel=1)
-  os.remove(path.removesuffix(".model") + ".vocab")
+  formats.write_whole(path, model.getvalue())
 
 
 def _stage(model_dir, task, steps, lengths, learning_rate, warmup, *more):
