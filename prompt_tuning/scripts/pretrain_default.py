@@ -16,7 +16,7 @@ import shutil
 
 import gin
 
-from prompt_tuning import command_line, errors, pretrained
+from prompt_tuning import command_line, errors, formats, pretrained
 from prompt_tuning.checkpoints import base, hugging_face
 from prompt_tuning.data import docstrings
 from prompt_tuning.train import loop, state
