@@ -34,7 +34,7 @@ setuptools.setup(
         "msgpack>=1.0",  # the index of a T5X checkpoint
         "ml_dtypes>=0.4",
         "numpy>=1.26",
-        "optax>=0.2.5",
+        "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
         "rich>=13",
         "safetensors>=0.5",

@@ -102,12 +102,12 @@ def make_train_step(
           num_microbatches)
     scale = _normalizer(model.loss_normalizing_factor, sums)
     gradients = jax.tree.map(lambda g: g / scale, gradients)
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     updates, optimizer_state = optimizer.update(
         gradients, state.optimizer_state, state.trainable)
     # A learning rate may take finite gradients out of float32's range.
     is_finite = (jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-                 & jnp.isfinite(optax.global_norm(updates)))
+                 & jnp.isfinite(optax.tree.norm(updates)))
     updated = state._replace(
         trainable=optax.apply_updates(state.trainable, updates),
         optimizer_state=optimizer_state)
