@@ -70,6 +70,55 @@ def attend(
   return jnp.einsum("bnts,bnsd->bntd", weights, value)
 
 
+def few_queries(queries: int, keys: int, head_dim: int) -> bool:
+  """Whether `attend_to_memory` costs less than making keys and values.
+
+  One query is a step of decoding: there XLA makes keys and values once, before
+  the loop, which is cheaper still.
+  """
+  return 1 < queries and queries * (head_dim + keys) < keys * head_dim
+
+
+def attend_to_memory(
+    query: Array,
+    memory: Array,
+    key_kernel: Array,
+    value_kernel: Array,
+    bias: Array | None,
+    dropout: Callable[[Array], Array] | None = None,
+) -> Array:
+  """`attend` without ever making keys and values of the memory.
+
+  q (m K)' = (q K') m' and w (m V) = (w m) V: few queries go through the kernels
+  instead of a long memory, which is cheaper if T (D + S) < S D. For targets of
+  8 tokens and inputs of 228 that is a sixth of the work.
+
+  Args:
+    query: [B, N, T, D].
+    memory: [B, S, H].
+    key_kernel: [H, N * D].
+    value_kernel: [H, N * D].
+    bias: see `attend`.
+    dropout: see `attend`.
+
+  Returns:
+    [B, N, T, D].
+  """
+  heads, width = query.shape[1], query.shape[3]
+  key_kernel, value_kernel = (
+      k.reshape(-1, heads, width) for k in (key_kernel, value_kernel))
+  query = jnp.einsum("bntd,hnd->bnth", query, key_kernel)
+  scores = jnp.einsum(
+      "bnth,bsh->bnts", query, memory, preferred_element_type=jnp.float32)
+  if bias is not None:
+    scores = scores + bias
+  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+  if dropout is not None:
+    weights = dropout(weights)
+  mixed = jnp.einsum("bnts,bsh->bnth", weights, memory)
+  return jnp.einsum("bnth,hnd->bntd", mixed, value_kernel)
+
+
 class Dense(nn.Module):
   """`x @ kernel`, no bias: [..., in] -> [..., features]."""
 
@@ -79,11 +128,15 @@ class Dense(nn.Module):
   kernel_init: Initializer = dense_init
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
+  def kernel(self, width: int) -> Array:
+    """The parameter itself: [width, features]."""
     kernel = partitioning.param_with_axes(
-        "kernel", self.kernel_init, (x.shape[-1], self.features),
-        jnp.float32, axes=self.axes)
-    return x.astype(self.dtype) @ kernel.astype(self.dtype)
+        "kernel", self.kernel_init, (width, self.features), jnp.float32,
+        axes=self.axes)
+    return kernel.astype(self.dtype)
+
+  def __call__(self, x: Array) -> Array:
+    return x.astype(self.dtype) @ self.kernel(x.shape[-1])
 
 
 class Embed(nn.Module):
@@ -290,15 +343,23 @@ class Attention(nn.Module):
     project = functools.partial(
         Dense, features, ("embed", "joined_kv"), self.dtype)
     query = self._split(project(name="query", kernel_init=query_init)(x))
-    key = self._split(project(name="key")(memory))
-    value = self._split(project(name="value")(memory))
-    if decode:
-      key, value, bias = self._extend_cache(key, value, bias)
+    key_projection, value_projection = project(name="key"), project(
+        name="value")
     drop = None
     if enable_dropout and self.dropout_rate:
       drop = functools.partial(
           dropout, rate=self.dropout_rate, enable=enable_dropout)
-    out = attend(query, key, value, bias, drop)
+    if x is not memory and few_queries(query.shape[2], memory.shape[1],
+                                       self.head_dim):
+      out = attend_to_memory(
+          query, memory, key_projection.kernel(memory.shape[-1]),
+          value_projection.kernel(memory.shape[-1]), bias, drop)
+    else:
+      key = self._split(key_projection(memory))
+      value = self._split(value_projection(memory))
+      if decode:
+        key, value, bias = self._extend_cache(key, value, bias)
+      out = attend(query, key, value, bias, drop)
     out = jnp.swapaxes(out, 1, 2)  # [B, T, N, D]
     out = out.reshape(*out.shape[:2], features)  # [B, T, N * D]
     return Dense(

@@ -227,3 +227,44 @@ def test_dropout_has_one_mask_for_all_positions():
   assert not np.array_equal(got[0, 0], got[1, 0])  # each example its own
   np.testing.assert_array_equal(Dropped(0.25).apply({}, x, False), x)
   np.testing.assert_array_equal(Dropped(0.0).apply({}, x, True), x)
+
+
+@pytest.mark.parametrize("queries, keys, expected", [
+    (1, 228, False),  # a step of decoding: XLA makes keys before the loop
+    (2, 228, True), (8, 228, True), (49, 228, True), (50, 228, False),
+    (8, 8, False)])
+def test_few_queries_go_through_the_kernels(queries, keys, expected):
+  # Oracle: multiplications of both ways, counted for H = 512, D = 64, N = 6.
+  width, head_dim, heads = 512, 64, 6
+  making_keys = keys * width * heads * head_dim + (
+      queries * heads * head_dim * keys)
+  through_kernels = queries * heads * width * (head_dim + keys)
+  assert layers.few_queries(queries, keys, head_dim) is expected
+  if queries > 1 and abs(making_keys / through_kernels - 1) > 0.1:
+    assert (through_kernels < making_keys) is expected
+
+
+def test_attending_through_the_kernels_is_attending():
+  # Oracle: `attend` with the keys and values made, values and gradients.
+  rng = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(  # noqa: E731
+      rng.standard_normal(shape), jnp.float32)
+  query, memory = draw(3, 2, 4, 8), draw(3, 40, 12)
+  kernels = draw(12, 16) / 4, draw(12, 16) / 4
+  mask = layers.key_mask(jnp.arange(40)[None] < jnp.array([[40], [25], [7]]))
+
+  def through(query, memory):
+    return layers.attend_to_memory(query, memory, *kernels, mask)
+
+  def making(query, memory):
+    key, value = (
+        jnp.swapaxes((memory @ k).reshape(3, 40, 2, 8), 1, 2) for k in kernels)
+    return layers.attend(query, key, value, mask)
+
+  with jax.default_matmul_precision("highest"):
+    np.testing.assert_allclose(
+        through(query, memory), making(query, memory), rtol=1e-5, atol=1e-5)
+    for got, want in zip(*(
+        jax.grad(lambda *a: jnp.sum(jnp.sin(f(*a))), (0, 1))(query, memory)
+        for f in (through, making))):
+      np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
