@@ -62,12 +62,16 @@ def attend(
   """
   scores = jnp.einsum(
       "bntd,bnsd->bnts", query, key, preferred_element_type=jnp.float32)
+  weights = _weights(scores, bias, query.dtype, dropout)
+  return jnp.einsum("bnts,bnsd->bntd", weights, value)
+
+
+def _weights(scores: Array, bias, dtype: Dtype, dropout) -> Array:
+  """Scores [B, N, T, S] to what each query takes of each key."""
   if bias is not None:
     scores = scores + bias
-  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-  if dropout is not None:
-    weights = dropout(weights)
-  return jnp.einsum("bnts,bnsd->bntd", weights, value)
+  weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
+  return weights if dropout is None else dropout(weights)
 
 
 def few_queries(queries: int, keys: int, head_dim: int) -> bool:
@@ -110,11 +114,7 @@ def attend_to_memory(
   query = jnp.einsum("bntd,hnd->bnth", query, key_kernel)
   scores = jnp.einsum(
       "bnth,bsh->bnts", query, memory, preferred_element_type=jnp.float32)
-  if bias is not None:
-    scores = scores + bias
-  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-  if dropout is not None:
-    weights = dropout(weights)
+  weights = _weights(scores, bias, query.dtype, dropout)
   mixed = jnp.einsum("bnts,bsh->bnth", weights, memory)
   return jnp.einsum("bnth,hnd->bntd", mixed, value_kernel)
 
@@ -213,8 +213,8 @@ def _gate(names: tuple[str, ...], *projected: Array) -> Array:
   """Product of the activated projections, all [..., F].
 
   Backpropagation computes the activations again from the projections instead
-  of keeping five arrays of [B, T, F] a layer: elementwise work, a third less
-  memory in a training step of T5 small.
+  of keeping five arrays of [B, T, F] a layer: elementwise work, a fifth less
+  memory in a training step of T5 small (625 to 502 MB).
   """
   return functools.reduce(
       jnp.multiply,

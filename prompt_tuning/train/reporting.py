@@ -24,6 +24,7 @@ from typing import Any, Iterable, Mapping, TextIO
 import jax
 import numpy as np
 
+from prompt_tuning import formats
 from prompt_tuning.errors import UserError
 
 TRAIN_LOG = "train.jsonl"
@@ -304,18 +305,10 @@ def _writing(path: pathlib.Path):
 
 
 def _write_whole(path: pathlib.Path, data: bytes) -> None:
-  """Writes a file so that it is there with all of its content or not at all."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  """`formats.write_whole`, its folder made first."""
   with _writing(path):
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path)
-    finally:
-      temporary.unlink(missing_ok=True)
+  formats.write_whole(path, data)
 
 
 # ---------------------------------------------------------------------------
