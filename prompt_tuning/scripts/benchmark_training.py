@@ -8,10 +8,15 @@ machine whose speed drifts slows all of them alike and the ratios hold. PEFT
 runs at its fair best: without dropout, denormals flushed to zero (its float32
 T5 is many times slower with them), all cores. Without torch, transformers and
 peft only our own rows are measured.
+
+The column `matmul` is each library's speed at one large product in the same
+dtype. It bounds what a step can be: where XLA's matmul is twice torch's (CPUs
+with full-rate AVX-512) the ratio of the steps can be two, elsewhere not.
 """
 
 import argparse
 import datetime
+import functools
 import importlib.util
 import os
 import platform
@@ -32,7 +37,7 @@ def main(arguments=None):
                       help="run as one contender (used by this script itself)")
   flags = parser.parse_args(arguments)
   if flags.contender:
-    _serve(CONTENDERS[flags.contender])
+    _serve(*CONTENDERS[flags.contender])
     return
   names = [n for n in CONTENDERS if "PEFT" not in n or _has_peft()]
   _print_table(_race(names, flags.steps))
@@ -44,7 +49,7 @@ def _has_peft() -> bool:
 
 
 def _race(names, steps):
-  """{contender: (seconds of each step, first step's, peak MiB)}."""
+  """{contender: (seconds of each step, first step's, peak MiB, GFLOP/s)}."""
   workers = {
       name: subprocess.Popen(
           [sys.executable, "-m", "prompt_tuning.scripts.benchmark_training",
@@ -52,8 +57,8 @@ def _race(names, steps):
           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
       for name in names}
 
-  def ask(name) -> list[float]:
-    workers[name].stdin.write("step\n")
+  def ask(name, what="step") -> list[float]:
+    workers[name].stdin.write(what + "\n")
     workers[name].stdin.flush()
     return [float(x) for x in workers[name].stdout.readline().split()]
 
@@ -66,19 +71,24 @@ def _race(names, steps):
     for name in names:
       seconds, peaks[name] = ask(name)
       times[name].append(seconds)
+  matmul = {name: ask(name, "matmul")[0] for name in names}
   for worker in workers.values():
     worker.stdin.close()
     worker.wait()
-  return {name: (times[name], first[name], peaks[name]) for name in names}
+  return {name: (times[name], first[name], peaks[name], matmul[name])
+          for name in names}
 
 
-def _serve(make_step):
-  """Runs one step for each line on stdin; prints seconds and peak MiB.
+def _serve(make_step, matmul):
+  """Answers each line on stdin: `step` with seconds and peak MiB, or `matmul`.
 
   The first step's seconds include imports, building and compiling.
   """
   step = None
-  while sys.stdin.readline():
+  while line := sys.stdin.readline():
+    if line == "matmul\n":
+      print(_matmul_speed(matmul), flush=True)
+      continue
     start = time.perf_counter()
     if step is None:
       step = make_step()
@@ -86,6 +96,33 @@ def _serve(make_step):
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(seconds, peak, flush=True)
+
+
+def _matmul_speed(make_matmul) -> float:
+  """GFLOP/s of the best of ten products of 2048 x 2048 matrices."""
+  matmul = make_matmul(2048)
+  seconds = []
+  for _ in range(11):
+    start = time.perf_counter()
+    matmul()
+    seconds.append(time.perf_counter() - start)
+  return 2 * 2048**3 / min(seconds) / 1e9
+
+
+def _our_matmul(dtype: str, size: int):
+  import jax
+  import jax.numpy as jnp
+
+  x = jnp.ones((size, size), dtype)
+  product = jax.jit(jnp.matmul)
+  return lambda: jax.block_until_ready(product(x, x))
+
+
+def _torch_matmul(dtype: str, size: int):
+  import torch
+
+  x = torch.ones(size, size, dtype=getattr(torch, dtype))
+  return lambda: x @ x
 
 
 def _random_batch():
@@ -175,10 +212,10 @@ def _peft(dtype: str):
 
 
 CONTENDERS = {
-    "ours, float32": lambda: _ours("float32"),
-    "PEFT, float32": lambda: _peft("float32"),
-    "ours, bfloat16": lambda: _ours("bfloat16"),
-    "PEFT, bfloat16": lambda: _peft("bfloat16"),
+    f"{who}, {dtype}": tuple(functools.partial(f, dtype) for f in functions)
+    for dtype in ("float32", "bfloat16")
+    for who, functions in (("ours", (_ours, _our_matmul)),
+                           ("PEFT", (_peft, _torch_matmul)))
 }
 
 
@@ -186,14 +223,15 @@ def _print_table(results):
   print(f"{platform.processor() or platform.machine()}, "
         f"{os.cpu_count()} cores, {datetime.date.today()}")
   print(f"{'':18}{'s/step':>9}{'steps/s':>9}{'peak MiB':>10}"
-        f"{'first step s':>14}{'speed / PEFT float32':>22}")
+        f"{'first step s':>14}{'matmul GFLOP/s':>16}"
+        f"{'speed / PEFT float32':>22}")
   reference = results.get("PEFT, float32")
-  for name, (times, first, peak) in results.items():
+  for name, (times, first, peak, matmul) in results.items():
     median = statistics.median(times)
     ratio = "" if reference is None else (
         f"{statistics.median(r / t for r, t in zip(reference[0], times)):.2f}")
     print(f"{name:18}{median:9.3f}{1 / median:9.2f}{peak:10.0f}"
-          f"{first:14.1f}{ratio:>22}")
+          f"{first:14.1f}{matmul:16.0f}{ratio:>22}")
 
 
 if __name__ == "__main__":
