@@ -120,12 +120,13 @@ def attend_to_memory(
 
 
 class Dense(nn.Module):
-  """`x @ kernel`, no bias: [..., in] -> [..., features]."""
+  """`x @ kernel (+ bias)`: [..., in] -> [..., features]."""
 
   features: int
   axes: tuple[str, str]
   dtype: Dtype = jnp.float32
   kernel_init: Initializer = dense_init
+  use_bias: bool = False
 
   @nn.compact
   def kernel(self, width: int) -> Array:
@@ -135,8 +136,15 @@ class Dense(nn.Module):
         axes=self.axes)
     return kernel.astype(self.dtype)
 
+  @nn.compact
   def __call__(self, x: Array) -> Array:
-    return x.astype(self.dtype) @ self.kernel(x.shape[-1])
+    x = x.astype(self.dtype) @ self.kernel(x.shape[-1])
+    if not self.use_bias:
+      return x
+    bias = partitioning.param_with_axes(
+        "bias", nn.initializers.zeros, (self.features,), jnp.float32,
+        axes=self.axes[1:])
+    return x + bias.astype(self.dtype)
 
 
 class Embed(nn.Module):
@@ -182,19 +190,41 @@ class RootMeanSquareNorm(nn.Module):
         self.dtype)
 
 
+class LayerNorm(nn.Module):
+  """Mean 0, variance 1, then scale and bias; statistics in float32."""
+
+  epsilon: float = 1e-5
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale, bias = (
+        partitioning.param_with_axes(
+            name, initializer, (x.shape[-1],), jnp.float32, axes=("embed",))
+        for name, initializer in (("scale", nn.initializers.ones),
+                                  ("bias", nn.initializers.zeros)))
+    x = x.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(lax.square(x), axis=-1, keepdims=True)
+    return (x * lax.rsqrt(variance + self.epsilon) * scale + bias).astype(
+        self.dtype)
+
+
 class Mlp(nn.Module):
   """Product of activated projections, then back: relu, or gated gelu.
 
   Attributes:
     width: F.
     activations: one name a projection; `("relu",)` is T5 1.0, `("gelu",
-      "linear")` T5 1.1. `gelu` is the tanh approximation, as T5X and HF have.
+      "linear")` T5 1.1, `("silu", "linear")` Llama. `gelu` is the tanh
+      approximation, as T5X, T5 and GPT-2 have it; `gelu_exact` the real one.
   """
 
   width: int
   activations: Sequence[str] = ("gelu", "linear")
   dtype: Dtype = jnp.float32
   dropout_rate: float = 0.0
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: Array, enable_dropout: bool = False) -> Array:
@@ -202,10 +232,13 @@ class Mlp(nn.Module):
     for i in range(len(self.activations)):
       layer = "wi" if len(self.activations) == 1 else f"wi_{i}"
       projected.append(Dense(
-          self.width, ("embed", "mlp"), self.dtype, name=layer)(x))
+          self.width, ("embed", "mlp"), self.dtype, use_bias=self.use_bias,
+          name=layer)(x))
     h = _gate(tuple(self.activations), *projected)  # [B, T, F]
     h = dropout(h, self.dropout_rate, enable_dropout)
-    return Dense(x.shape[-1], ("mlp", "embed"), self.dtype, name="wo")(h)
+    return Dense(
+        x.shape[-1], ("mlp", "embed"), self.dtype, use_bias=self.use_bias,
+        name="wo")(h)
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)
@@ -223,7 +256,9 @@ def _gate(names: tuple[str, ...], *projected: Array) -> Array:
 
 _ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu_exact": functools.partial(jax.nn.gelu, approximate=False),
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
     "linear": lambda x: x,
 }
 

@@ -11,12 +11,10 @@ import dataclasses
 import functools
 
 import flax.linen as nn
-from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import errors
-from prompt_tuning.models import layers
+from prompt_tuning.models import layers, stack
 
 Array = jax.Array
 
@@ -62,16 +60,7 @@ class Config:
   remat: str = "none"
 
   def __post_init__(self):
-    if self.remat not in ("none", *_REMAT_POLICIES):
-      raise errors.UserError(
-          f"LAYER_REMAT: t5.Config.remat {self.remat!r} is not one of 'none', "
-          "'dots', 'full'.")
-    try:
-      jnp.dtype(self.dtype)
-    except TypeError as error:
-      raise errors.UserError(
-          f"ACTIVATION_DTYPE (t5.Config.dtype) is {self.dtype!r}: give "
-          "'float32' or 'bfloat16'.") from error
+    stack.check_options(self)
 
 
 def _norm(config: Config, name: str) -> layers.RootMeanSquareNorm:
@@ -91,23 +80,24 @@ def _mlp(config: Config) -> layers.Mlp:
 
 
 class EncoderLayer(nn.Module):
-  """Self-attention and MLP, each behind its norm: [B, T, H] -> [B, T, H]."""
+  """Self-attention and MLP, each behind its norm; see `stack.run`."""
 
   config: Config
 
   @nn.compact
-  def __call__(self, x: Array, bias: Array, enable_dropout: bool = False):
+  def __call__(
+      self, x: Array, own: None, bias: Array, enable_dropout: bool = False):
     drop = functools.partial(
         layers.dropout, rate=self.config.dropout_rate, enable=enable_dropout)
     h = _norm(self.config, "pre_attention_layer_norm")(x)
     x = x + drop(_attention(self.config, "attention")(
         h, h, bias, enable_dropout=enable_dropout))
     h = _norm(self.config, "pre_mlp_layer_norm")(x)
-    return x + drop(_mlp(self.config)(h, enable_dropout))
+    return x + drop(_mlp(self.config)(h, enable_dropout)), None
 
 
 class DecoderLayer(nn.Module):
-  """Causal self-attention, cross-attention and MLP, each behind its norm."""
+  """Causal self-attention, cross-attention, MLP; see `stack.run`."""
 
   config: Config
 
@@ -115,6 +105,7 @@ class DecoderLayer(nn.Module):
   def __call__(
       self,
       x: Array,
+      own: None,
       encoded: Array,
       self_bias: Array,
       cross_bias: Array,
@@ -130,51 +121,7 @@ class DecoderLayer(nn.Module):
     x = x + drop(_attention(self.config, "encoder_decoder_attention")(
         h, encoded, cross_bias, enable_dropout=enable_dropout))
     h = _norm(self.config, "pre_mlp_layer_norm")(x)
-    return x + drop(_mlp(self.config)(h, enable_dropout))
-
-
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-    "full": None,
-}
-
-
-def _run_layers(layer, config, length, x, arguments, static):
-  """Applies `length` layers, unrolled or scanned, with the remat policy.
-
-  Args:
-    layer: the module class; called as `layer(config)(x, *arguments, *static)`.
-    config: chooses scan and remat.
-    length: L.
-    x: [B, T, H] what goes from layer to layer.
-    arguments: arrays that every layer sees.
-    static: Python values that every layer sees.
-
-  Returns:
-    [B, T, H].
-  """
-  if config.remat != "none":
-    first_static = 2 + len(arguments)  # `self` and x come first
-    layer = nn.remat(
-        layer, policy=_REMAT_POLICIES[config.remat],
-        prevent_cse=not config.scan_layers,
-        static_argnums=tuple(
-            range(first_static, first_static + len(static))))
-  if not config.scan_layers:
-    for i in range(length):
-      x = layer(config, name=f"layers_{i}")(x, *arguments, *static)
-    return x
-
-  def body(one_layer, carry, *others):
-    return one_layer(carry, *others, *static), None
-
-  scanned = partitioning.scan_with_axes(
-      body, variable_axes={"params": 0, "cache": 0},
-      split_rngs={"params": True, "dropout": True},
-      in_axes=(nn.broadcast,) * len(arguments), length=length,
-      axis_name="layers", axes_collections=("params", "cache"))
-  x, _ = scanned(layer(config, name="layers"), x, *arguments)
-  return x
+    return x + drop(_mlp(self.config)(h, enable_dropout)), None
 
 
 class Encoder(nn.Module):
@@ -208,8 +155,8 @@ class Encoder(nn.Module):
         config.num_heads, True, config.relpos_num_buckets,
         config.relpos_max_distance, name="relpos_bias")(positions, positions)
     bias = bias + layers.key_mask(visible(tokens, x.shape[1]))
-    x = _run_layers(
-        EncoderLayer, config, config.num_encoder_layers, x, (bias,),
+    x, _ = stack.run(
+        EncoderLayer, config, config.num_encoder_layers, x, None, (bias,),
         (enable_dropout,))
     x = _norm(config, "encoder_norm")(x)
     return layers.dropout(x, config.dropout_rate, enable_dropout)
@@ -261,8 +208,8 @@ class Decoder(nn.Module):
     else:
       positions = jnp.arange(length)
       self_bias = relpos(positions, positions) + layers.causal_mask(length)
-    x = _run_layers(
-        DecoderLayer, config, config.num_decoder_layers, x,
+    x, _ = stack.run(
+        DecoderLayer, config, config.num_decoder_layers, x, None,
         (encoded, self_bias, layers.key_mask(encoder_is_token)),
         (decode, enable_dropout))
     x = _norm(config, "decoder_norm")(x)

@@ -191,7 +191,7 @@ def test_scanned_parameters_are_stacked(tiny_t5):
 
 
 def test_unknown_remat(tiny_t5):
-  with pytest.raises(ValueError, match="remat 'some'.*'none', 'dots', 'full'"):
+  with pytest.raises(ValueError, match="remat is 'some'.*'none', 'dots', 'full'"):
     tiny_t5.model(module=tiny_t5.module(remat="some")).abstract()
 
 
