@@ -27,8 +27,10 @@ setuptools.setup(
     install_requires=[
         "absl-py>=2.1",
         "flax>=0.12,<0.13",
+        "gguf>=0.17,<1",
         "gin-config>=0.5",
         "grain>=0.2.10",
+        "huggingface_hub>=1.5,<3",  # push and pull
         "jax>=0.9,<0.13",
         "matplotlib>=3.8",  # the learning curve
         "msgpack>=1.0",  # the index of a T5X checkpoint
@@ -37,6 +39,7 @@ setuptools.setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
         "rich>=13",
+        "sacrebleu>=2.3,<3",
         "safetensors>=0.5",
         "scipy>=1.12",
         "sentencepiece>=0.2",
@@ -44,6 +47,7 @@ setuptools.setup(
         "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.8",
         "tensorstore>=0.1.60",
+        "tokenizers>=0.21,<1",
     ],
     extras_require={
         "test": ["hypothesis>=6", "pytest>=8", "ruff>=0.9"],

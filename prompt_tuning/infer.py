@@ -54,6 +54,7 @@ def infer(
   mesh = mesh()
   sharding.check_batch_size(dataset_cfg.batch_size, mesh)
   members = inputs.members(dataset_cfg)
+  model.check_lengths(dataset_cfg.task_feature_lengths)
   output_dir = setup.make_folder(output_dir, "INFER_OUTPUT_DIR")
   rng = jax.random.PRNGKey(random_seed)
   weights = setup.prepare(

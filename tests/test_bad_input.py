@@ -12,7 +12,7 @@ import pytest
 
 from prompt_tuning.checkpoints import base, hugging_face, runs
 from prompt_tuning.formats import card, npy
-from prompt_tuning.train import loop
+from prompt_tuning.train import setup
 from prompt_tuning.train import state as state_lib
 from prompt_tuning.train import step as step_lib
 
@@ -355,12 +355,12 @@ def test_divergence_keeps_the_last_good_state(
     return optax.chain(optimizer, optax.scale_by_schedule(
         lambda count: jnp.where(count < 4, 1.0, jnp.inf)))
 
-  make_step, start = step_lib.make_train_step, loop._initial_state
+  make_step, start = step_lib.make_train_step, setup.initial_state
   monkeypatch.setattr(
       step_lib, "make_train_step", lambda model, optimizer, *options:
       make_step(model, spoil(optimizer), *options))
   monkeypatch.setattr(
-      loop, "_initial_state", lambda weights, optimizer, mesh:
+      setup, "initial_state", lambda weights, optimizer, mesh:
       start(weights, spoil(optimizer), mesh))
   outcome = command("train", *tiny_flags(
       "prompt_finetune", MODEL_DIR=str(broken), TRAIN_STEPS=20))
@@ -389,12 +389,12 @@ def test_run_of_other_settings_is_not_gone_on_with(
   status, sentence = again(PROMPT_LENGTH=7)
   assert status == 2
   assert re.search(r"\(5, 8\).*\(7, 8\).*prompt length", sentence)
-  weights = hugging_face.HuggingFaceT5(tiny_base)
+  weights = hugging_face.HuggingFaceWeights(tiny_base)
   params = {name: base.read_variable(tiny_base, name) + 1
             for name in weights.arrays}
-  hugging_face.save_hugging_face_t5(
+  hugging_face.save(
       tmp_path / "other", state_lib.unflatten(params), weights.config,
-      "float32")
+      "float32", weights.family)
   status, sentence = again(INITIAL_CHECKPOINT_PATH=str(tmp_path / "other"))
   assert status == 2
   assert "started from other base weights" in sentence

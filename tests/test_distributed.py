@@ -98,7 +98,7 @@ def test_all_parameters_on_eight_devices(train, tiny_base, sizes):
   everything = {"TRAINABLE_REGEX": [".*"], "LEARNING_RATE": 0.01}
   alone = train(ALONE, **everything)
   run = train(*mesh_flags(sizes), **everything)
-  exported = hugging_face.HuggingFaceT5(run / "hugging_face")
+  exported = hugging_face.HuggingFaceWeights(run / "hugging_face")
   assert exported.arrays.keys() == base.open_base(tiny_base).arrays.keys()
   assert card.read_card(run / "prompt.json").base_fingerprint == (
       base.fingerprint(run / "hugging_face"))

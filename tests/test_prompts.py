@@ -1,6 +1,7 @@
 """Prompts and initialisers against the rows they are made of."""
 
 import functools
+import math
 import warnings
 
 import jax
@@ -200,6 +201,27 @@ def test_more_texts_or_pieces_than_positions():
     with pytest.warns(UserWarning, match=warning):
       found = initializer(KEY, (2, 4))
     np.testing.assert_array_equal(found, TABLE[1:3])
+
+
+@pytest.mark.parametrize("length", [2, 3, 8])
+def test_a_text_repeats_until_the_prompt_is_full(length):
+  """Oracle: what PEFT's TEXT initialisation does with the ids."""
+  ids = [5, 0, 5]
+  expected = (ids * math.ceil(length / len(ids)))[:length]
+  initializer = prompts.from_embedded_string(
+      TABLE, Words(), "5 0 5", sevens, repeat=True)
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    found = initializer(KEY, (length, 4))
+  np.testing.assert_array_equal(found, TABLE[expected])
+  assert bool(caught) == (length < len(ids))
+
+
+def test_nothing_cannot_repeat():
+  initializer = prompts.from_embedded_string(
+      TABLE, Words(), "", sevens, repeat=True)
+  with pytest.raises(UserError, match="PROMPT_TEXT.*no pieces"):
+    initializer(KEY, (2, 4))
 
 
 def test_nothing_to_embed_leaves_the_initializer():

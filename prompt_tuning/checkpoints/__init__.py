@@ -1,8 +1,9 @@
 """Weights on disk: readers of base checkpoints, and a run's own checkpoints.
 
-Each reader of base weights (`t5x`, `hugging_face`) is a `BaseWeights`: it
-lists arrays under the model's own paths and gives each as a stream of blocks,
-so that no reader ever holds more than a few megabytes beside what is loaded.
+Each reader of base weights (`t5x`, `hugging_face`, `gguf`) is a `BaseWeights`:
+it lists arrays under the model's own paths and gives each as a stream of
+blocks, so that no reader ever holds more than a few megabytes beside what is
+loaded.
 """
 
 import abc
@@ -30,10 +31,12 @@ class BaseWeights(abc.ABC):
     path: where it is, as the user gave it.
     arrays: shape and stored dtype of each array, by parameter path such as
       `encoder/layers_0/attention/query/kernel`.
-    unknown: names in the files that are no parameter of any T5.
+    family: the model's, by Hugging Face's name: "t5", "llama", ….
+    unknown: names in the files that are no parameter of that family.
   """
 
   path: str
+  family: str
   arrays: dict[str, jax.ShapeDtypeStruct]
   unknown: tuple[str, ...] = ()
 

@@ -21,8 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning import checkpoints, errors
-from prompt_tuning.checkpoints import hugging_face, t5x
+from prompt_tuning.checkpoints import gguf, hugging_face, t5x
 from prompt_tuning.formats import card
+from prompt_tuning.models import quantized
 
 EMBEDDING = "token_embedder/embedding"
 
@@ -37,7 +38,8 @@ def open_base(path: str | os.PathLike) -> checkpoints.BaseWeights:
 
   Args:
     path: the folder of one step of a T5X checkpoint (its own or orbax's
-      layout), or a Hugging Face T5 directory with safetensors.
+      layout), a Hugging Face directory with safetensors of a family in
+      `families`, or a GGUF file of a Llama.
 
   Returns:
     A reader: `arrays` lists what there is, nothing is loaded yet.
@@ -50,18 +52,20 @@ def open_base(path: str | os.PathLike) -> checkpoints.BaseWeights:
     raise errors.UserError(
         f"{path} is on another machine: copy the folder here and give its "
         "local path.")
+  if gguf.is_gguf(path):
+    return gguf.GgufWeights(path)
   if not os.path.isdir(path):
     raise errors.UserError(
         f"There is no checkpoint folder {path}: give the folder of a T5X "
-        "checkpoint or of a Hugging Face T5.")
+        "checkpoint or of a Hugging Face model, or a .gguf file.")
   with checkpoints.reading(path):
     if t5x.is_t5x(path):
       return t5x.T5XCheckpoint(path)
   if hugging_face.is_hugging_face(path):
-    return hugging_face.HuggingFaceT5(path)
+    return hugging_face.HuggingFaceWeights(path)
   raise errors.UserError(
       f"{path} is no checkpoint: a T5X checkpoint has a file `checkpoint` or a "
-      "folder `state`, a Hugging Face T5 a config.json with "
+      "folder `state`, a Hugging Face model a config.json with "
       "model.safetensors.")
 
 
@@ -75,9 +79,10 @@ def load_base(
     abstract: nested dict of `jax.ShapeDtypeStruct`, all of the model's
       parameters but those that are not in the file: layers of the file that
       it lacks are an error, other arrays a warning. Leaves may differ in
-      dtype. A leaf with a sharding is loaded to it, one without to JAX's
-      default device. Stacked layers (`encoder/layers/…`, leading axis L) are
-      put together from the file's `layers_0`, `layers_1`, ….
+      dtype; a `quantized.Int8` of shapes is quantised while it is read. A leaf
+      with a sharding is loaded to it, one without to JAX's default device.
+      Stacked layers (`encoder/layers/…`, leading axis L) are put together from
+      the file's `layers_0`, `layers_1`, ….
     dtype: for all floating parameters; each leaf's own if None.
 
   Returns:
@@ -96,8 +101,11 @@ def load_base(
   for name in sorted(wanted, key=lambda n: -math.prod(wanted[n].shape)):
     leaf = wanted[name]
     floating = jnp.issubdtype(leaf.dtype, jnp.floating)
-    loaded[name] = _load(
-        weights, sources[name], leaf, dtype if dtype and floating else None)
+    if isinstance(leaf, quantized.Int8):
+      loaded[name] = _load_int8(weights, sources[name], leaf, name)
+    else:
+      loaded[name] = _load(
+          weights, sources[name], leaf, dtype if dtype and floating else None)
   return flax.traverse_util.unflatten_dict(
       {name: loaded[name] for name in wanted}, sep="/")
 
@@ -185,10 +193,12 @@ def _refuse_extra_layers(weights, used: set[str], unused: list[str]):
     return {match[0] for match in found if match}
 
   if extra := sorted(layers(unused) - layers(used)):
+    names = ("NUM_ENCODER_LAYERS and NUM_DECODER_LAYERS"
+             if weights.family == "t5" else "NUM_LAYERS")
     raise errors.UserError(
         f"{weights.path} has layers that the model has not "
-        f"({checkpoints.names(extra)}): set NUM_ENCODER_LAYERS and "
-        "NUM_DECODER_LAYERS, or take the gin file of the checkpoint's size.")
+        f"({checkpoints.names(extra)}): set {names}, or take the gin file of "
+        "the checkpoint's size.")
 
 
 def _refuse_other_shapes(weights, wanted: Mapping, sources: Mapping):
@@ -212,14 +222,38 @@ def _refuse_other_shapes(weights, wanted: Mapping, sources: Mapping):
 
 
 def _load(weights, parts: list[str], leaf, dtype) -> jax.Array:
-  """Loads one array, each device's share into a buffer of its own."""
+  """Loads one array in its leaf's dtype or another."""
+  return _place(
+      _blocks(weights, parts, len(leaf.shape)), leaf, dtype or leaf.dtype)
+
+
+def _load_int8(
+    weights, parts: list[str], leaf: quantized.Int8, name: str
+) -> quantized.Int8:
+  """Reads an array twice, for its scales and for its values.
+
+  The alternative is to hold it in the file's dtype, and a model's largest
+  array may be a tenth of it.
+  """
+  axis, rank = quantized.axis_of(name), len(leaf.shape)
+  scale = quantized.scales(
+      _blocks(weights, parts, rank), leaf.scale.shape, axis)
+  values = _place(
+      quantized.rounded(_blocks(weights, parts, rank), scale, axis),
+      leaf.values, leaf.values.dtype)
+  everything = tuple(slice(0, n) for n in scale.shape)
+  return quantized.Int8(
+      values, _place([(everything, scale)], leaf.scale, scale.dtype))
+
+
+def _place(blocks, leaf, dtype) -> jax.Array:
+  """Makes an array of blocks, each device's share in a buffer of its own."""
   sharding = getattr(leaf, "sharding", None)
   shape = tuple(leaf.shape)
   regions = _regions(sharding, shape)
   buffers = {
-      region: _empty([b - a for a, b in region], dtype or leaf.dtype)
-      for region in regions}
-  for index, block in _blocks(weights, parts, len(shape)):
+      region: _empty([b - a for a, b in region], dtype) for region in regions}
+  for index, block in blocks:
     for region, buffer in buffers.items():
       _copy_overlap(index, block, region, buffer)
   shares = [

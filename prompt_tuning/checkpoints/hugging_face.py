@@ -1,92 +1,71 @@
-"""Reads and writes T5 in Hugging Face's layout: config.json + safetensors.
+"""Reads and writes Hugging Face's directories: config.json + safetensors.
 
-Hugging Face stores a projection as [out, in] and the relative position bias as
-[buckets, heads]; ours, T5X's, are the transposes. Which names are which is
-`_RULES`, and it is used in both directions.
+What config.json means and where each weight lies is the family's to say
+(`families`); here is what they share. Nothing in a directory is ever executed:
+pickles are refused, and `auto_map`, which names code beside the weights, is
+not looked at.
 """
 
 import collections
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import os
-import re
+import struct
+import types
+from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from prompt_tuning import checkpoints, errors, formats
+from prompt_tuning.checkpoints import families
+from prompt_tuning.checkpoints.families import config_json
+from prompt_tuning.checkpoints.families import weights as weights_lib
 
 _EMBEDDING = "token_embedder/embedding"
-_LOGITS = "decoder/logits_dense/kernel"
-
-# Ours, Hugging Face's, whether the one is the other's transpose. `{n}` is the
-# number of a layer.
-_RULES = (
-    (_EMBEDDING, "shared.weight", False),
-    (_LOGITS, "lm_head.weight", True),
-    *((f"{side}/{side}_norm/scale", f"{side}.final_layer_norm.weight", False)
-      for side in ("encoder", "decoder")),
-    *((f"{side}/relpos_bias/rel_embedding",
-       f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-       True) for side in ("encoder", "decoder")),
-    *((f"{side}/layers_{{n}}/{ours}/kernel",
-       f"{side}.block.{{n}}.layer.{theirs}.weight", True)
-      for side, blocks in (
-          ("encoder", (("attention", "0.SelfAttention"),)),
-          ("decoder", (("self_attention", "0.SelfAttention"),
-                       ("encoder_decoder_attention", "1.EncDecAttention"))))
-      for block, their_block in blocks
-      for ours, theirs in (
-          (f"{block}/{name}", f"{their_block}.{name[0]}")
-          for name in ("query", "key", "value", "out"))),
-    *((f"{side}/layers_{{n}}/mlp/{name}/kernel",
-       f"{side}.block.{{n}}.layer.{place}.DenseReluDense.{name}.weight", True)
-      for side, place in (("encoder", 1), ("decoder", 2))
-      for name in ("wi", "wi_0", "wi_1", "wo")),
-    *((f"{side}/layers_{{n}}/pre_{name}layer_norm/scale",
-       f"{side}.block.{{n}}.layer.{place}.layer_norm.weight", False)
-      for side, name, place in (
-          ("encoder", "attention_", 0), ("encoder", "mlp_", 1),
-          ("decoder", "self_attention_", 0),
-          ("decoder", "cross_attention_", 1), ("decoder", "mlp_", 2))),
-)
-
-# Copies of the embedding table under other names, and a bias that old
-# checkpoints carry and no model reads.
-_TABLE_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-_IGNORED = (
-    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)
 
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16,
     "BF16": jnp.bfloat16}
 
-_ACTIVATIONS = {"relu": ("relu",), "gated-gelu": ("gelu", "linear")}
+# A map lists the parameters of so many layers before it is known that they are
+# in the files.
+_MOST_LAYERS = 1000
+
+# Fields of a `Config` that say how a model is run, not which it is.
+_RUNNING = ("dtype", "dropout_rate", "scan_layers", "remat", "fused_attention")
+
+# What None means in a `Config`, for the fields in which it means a size.
+_DEFAULTS = {
+    "num_kv_heads": lambda config: config.num_heads,
+    "rotary_dim": lambda config: config.head_dim,
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-  """One tensor of a safetensors file; `shape` is the stored one."""
+  """One tensor of a safetensors file."""
 
   file: str
   name: str
   shape: tuple[int, ...]
-  dtype: np.dtype | str  # the file's word for it until `_checked`
-  transposed: bool = False
+  dtype: str  # the file's word for it
 
 
-class HuggingFaceT5(checkpoints.BaseWeights):
-  """A directory of a T5, mT5 or ByT5 as `save_pretrained` writes it.
+class HuggingFaceWeights(checkpoints.BaseWeights):
+  """A directory as `save_pretrained` writes it, of any known family.
 
   Attributes:
-    config: the sizes and options that `models.t5.Config` takes, by its names.
+    family: the first of the family's `MODEL_TYPES`, such as "llama".
+    config: the keywords of the family's `Config`.
+    pieces: by our path, where in Hugging Face's tensors each parameter lies.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -97,38 +76,32 @@ class HuggingFaceT5(checkpoints.BaseWeights):
         model.safetensors.index.json lists.
 
     Raises:
-      UserError: if a file is missing or damaged, or is not a T5.
+      UserError: if a file is missing or damaged, is of an unknown family, or
+        the weights are not those that config.json describes.
     """
     self.path = os.fspath(path)
     file = os.path.join(self.path, "config.json")
     with checkpoints.reading(file):
-      self.config = _read_config(file)
-    self._tensors, self.unknown = _ours(
-        _list_tensors(self.path), self.config["tie_logits"])
+      content = _read_json(file)
+      family = families.of_type(content.get("model_type"), file)
+      self.config = family.read_config(config_json.ConfigJson(file, content))
+    self.family = family.MODEL_TYPES[0]
+    _refuse_quantised(file, content)
+    tensors = _list_tensors(self.path, family)
+    _refuse_many_layers(file, self.config, len(tensors))
+    self.pieces = family.weight_map(family.Config(**self.config), content)
+    self._tensors, self.unknown = _matched(
+        self.path, family, self.pieces, tensors)
     self.arrays = {
         name: jax.ShapeDtypeStruct(
-            t.shape[::-1] if t.transposed else t.shape, t.dtype)
-        for name, t in self._tensors.items()}
-    rows = self.arrays[_EMBEDDING].shape[0]
-    if rows != self.config["vocab_size"]:
-      raise errors.UserError(
-          f"{self.path}: config.json says vocab_size "
-          f"{self.config['vocab_size']}, but the embedding table has {rows} "
-          "rows: correct config.json, or copy the files again.")
+            piece.shape, np.dtype(_DTYPES[self._tensors[name].dtype]))
+        for name, piece in self.pieces.items()}
 
   def blocks(self, path: str) -> Iterator[checkpoints.Block]:
     """See `BaseWeights.blocks`."""
-    tensor = self._tensors[path]
-    row_bytes = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
-    step = max(1, checkpoints.BLOCK_BYTES // max(row_bytes, 1))
-    for start in range(0, tensor.shape[0], step):
-      stop = min(start + step, tensor.shape[0])
-      # The library maps the file, and pages that were read count as ours
-      # until it is closed: hence opened again for each block.
-      with _opened(tensor.file) as file:
-        block = file.get_slice(tensor.name)[start:stop]
-      index = (slice(start, stop), *(slice(0, n) for n in tensor.shape[1:]))
-      if tensor.transposed:
+    piece, tensor = self.pieces[path], self._tensors[path]
+    for index, block in _stored_blocks(tensor, piece):
+      if piece.transposed:
         index, block = index[::-1], block.T
       yield index, block
 
@@ -139,6 +112,46 @@ def is_hugging_face(path: str | os.PathLike) -> bool:
 
 
 # --------------------------------------------------------------------- reading
+
+
+def _stored_blocks(
+    tensor: _Tensor, piece: weights_lib.Piece
+) -> Iterator[checkpoints.Block]:
+  """Blocks of one piece, in the orientation that it is stored in."""
+  rows, rest = piece.stored[0], piece.stored[1:]
+  itemsize = np.dtype(_DTYPES[tensor.dtype]).itemsize
+  step = max(1, checkpoints.BLOCK_BYTES // (math.prod(rest) * itemsize))
+  part = piece.part or weights_lib.Part(0, rows)
+  if part.axis == 1:
+    for i, low in itertools.product(range(part.count), range(0, rows, step)):
+      high, first = min(low + step, rows), i * piece.stretch + part.start
+      yield (slice(low, high), slice(i * part.size, (i + 1) * part.size)), (
+          _read(tensor, slice(low, high), slice(first, first + part.size)))
+    return
+  whole = tuple(slice(0, n) for n in rest)
+  stretch = rows // part.count
+  together = step // stretch  # stretches that are read at once
+  if together:
+    for i in range(0, part.count, together):
+      j = min(i + together, part.count)
+      block = _read(tensor, slice(i * stretch, j * stretch))
+      block = block.reshape(j - i, stretch, *rest)  # [stretches, rows, ...]
+      block = block[:, part.start:part.start + part.size]
+      yield (slice(i * part.size, j * part.size), *whole), block.reshape(
+          -1, *rest)
+    return
+  for i, low in itertools.product(
+      range(part.count), range(0, part.size, step)):
+    high, first = min(low + step, part.size), i * stretch + part.start
+    yield (slice(i * part.size + low, i * part.size + high), *whole), _read(
+        tensor, slice(first + low, first + high))
+
+
+def _read(tensor: _Tensor, *index: slice) -> np.ndarray:
+  # The library maps the file, and pages that were read count as ours until it
+  # is closed: hence opened again for each block.
+  with _opened(tensor.file) as file:
+    return file.get_slice(tensor.name)[index]
 
 
 @contextlib.contextmanager
@@ -157,65 +170,12 @@ def _read_json(file: str) -> dict:
     return content
 
 
-def _read_config(file: str) -> dict:
-  """config.json under the names of `models.t5.Config`."""
-  content = _read_json(file)
-  kind = content.get("model_type")
-  if kind not in ("t5", "mt5"):
-    raise errors.UserError(
-        f"{file} describes a model of type {kind!r}: only T5's own "
-        "architecture ('t5', 'mt5') can be read.")
-  projection = content.get("feed_forward_proj", "relu")
-  if projection not in _ACTIVATIONS:
-    raise errors.UserError(
-        f"{file} has feed_forward_proj {projection!r}: only "
-        f"{', '.join(_ACTIVATIONS)} are implemented.")
-  if content.get("layer_norm_epsilon", 1e-6) != 1e-6:
-    raise errors.UserError(
-        f"{file} has layer_norm_epsilon {content['layer_norm_epsilon']}: only "
-        "T5's 1e-06 is implemented.")
-
-  def size(name: str, default: int | None = None) -> int:
-    value = content.get(name)
-    value = default if value is None else value
-    if type(value) is not int or value <= 0:
-      raise errors.UserError(
-          f"{file} has {name} {value!r}, which must be a positive integer: "
-          "copy the file again.")
-    return value
-
-  layers = size("num_layers")
-  return {
-      "vocab_size": size("vocab_size"),
-      "embed_dim": size("d_model"),
-      "num_heads": size("num_heads"),
-      "head_dim": size("d_kv"),
-      "mlp_dim": size("d_ff"),
-      "num_encoder_layers": layers,
-      "num_decoder_layers": size("num_decoder_layers", layers),
-      "mlp_activations": _ACTIVATIONS[projection],
-      "tie_logits": _ties_logits(content),
-      "relpos_num_buckets": size("relative_attention_num_buckets", 32),
-      "relpos_max_distance": size("relative_attention_max_distance", 128),
-  }
-
-
-def _ties_logits(content: dict) -> bool:
-  """Whether the logits are the scaled product with the embedding table.
-
-  From version 5 on, transformers writes `tie_word_embeddings: true` for every
-  T5 and tells 1.0 from 1.1 by `scale_decoder_outputs`; it never scales an mT5.
-  """
-  if content["model_type"] == "mt5":
-    return False
-  return bool(content.get(
-      "scale_decoder_outputs", content.get("tie_word_embeddings", True)))
-
-
-def _list_tensors(path: str) -> dict[str, _Tensor]:
+def _list_tensors(
+    path: str, family: types.ModuleType
+) -> dict[str, _Tensor]:
   """All tensors of the directory, by Hugging Face's names."""
   tensors = {}
-  for file, wanted in _files(path).items():
+  for file, wanted in _files(path, family).items():
     with _opened(file) as opened:
       held = set(opened.keys())
       if lacking := sorted(wanted - held):
@@ -229,14 +189,14 @@ def _list_tensors(path: str) -> dict[str, _Tensor]:
   return tensors
 
 
-def _files(path: str) -> dict[str, set[str]]:
+def _files(path: str, family: types.ModuleType) -> dict[str, set[str]]:
   """The safetensors files of `path`, and which names the index expects."""
   single = os.path.join(path, "model.safetensors")
   if os.path.isfile(single):
     return {single: set()}
   index = single + ".index.json"
   if not os.path.isfile(index):
-    raise errors.UserError(_no_safetensors(path))
+    raise errors.UserError(_no_safetensors(path, family))
   files = collections.defaultdict(set)
   with checkpoints.reading(index):
     for name, file in _read_json(index)["weight_map"].items():
@@ -246,98 +206,151 @@ def _files(path: str) -> dict[str, set[str]]:
   return dict(files)
 
 
-def _no_safetensors(path: str) -> str:
+def _no_safetensors(path: str, family: types.ModuleType) -> str:
   if any(os.path.exists(os.path.join(path, name))
          for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
     return (
         f"{path} has its weights only in pytorch_model.bin, a pickle, which is "
         "never read; convert it once where transformers is installed: "
-        f"T5ForConditionalGeneration.from_pretrained({path!r})"
+        f"{family.AUTO_CLASS}.from_pretrained({path!r})"
         f".save_pretrained({path + '-safetensors'!r}).")
   return (f"{path} has no weights: neither model.safetensors nor "
           "model.safetensors.index.json is there; copy them beside "
           "config.json.")
 
 
-def _ours(
-    tensors: dict[str, _Tensor], tie_logits: bool
-) -> tuple[dict[str, _Tensor], tuple[str, ...]]:
-  """Renames tensors to our paths; also gives the names that have none."""
-  found, unknown = {}, []
-  for name, tensor in sorted(tensors.items()):
-    if name in (*_TABLE_COPIES, *_IGNORED):
-      continue
-    path, transposed = _our_path(name)
-    if path is None:
-      unknown.append(name)
-    else:
-      found[path] = _checked(tensor, transposed)
-  # A writer may have kept a shared tensor under any one of its names.
-  for copy in (*_TABLE_COPIES, "lm_head.weight"):
-    if _EMBEDDING not in found and copy in tensors:
-      found[_EMBEDDING] = _checked(tensors[copy], False)
-  if _EMBEDDING not in found:
-    example = next(iter(tensors.values()), None)
+# ------------------------------------ what is there against what the family has
+
+
+def _refuse_quantised(file: str, content: Mapping):
+  if content.get("quantization_config"):
     raise errors.UserError(
-        f"{example.file if example else 'The checkpoint'} has no embedding "
-        "table (shared.weight): give a T5ForConditionalGeneration.")
-  if tie_logits:
-    found.pop(_LOGITS, None)  # only a copy of the table
-  elif _LOGITS not in found:
-    # Unscaled logits of the table itself: transformers 5 makes such models.
-    found[_LOGITS] = dataclasses.replace(found[_EMBEDDING], transposed=True)
-  return found, tuple(unknown)
+        f"{file} has a quantization_config: quantised weights are not read, "
+        "give the model in float32 or bfloat16.")
 
 
-def _our_path(name: str) -> tuple[str | None, bool]:
-  number = re.search(r"\.block\.(\d+)\.", name)
-  number = number[1] if number else ""
-  for ours, theirs, transposed in _RULES:
-    if theirs.replace("{n}", number) == name:
-      return ours.replace("{n}", number), transposed
-  return None, False
+def _refuse_many_layers(file: str, config: Mapping, tensors: int):
+  """A map is as long as config.json says: that must not be just anything."""
+  layers = sum(
+      size for name, size in config.items() if name.endswith("_layers"))
+  if layers > max(tensors, _MOST_LAYERS):
+    raise errors.UserError(
+        f"{file} describes {layers} layers, but there are only {tensors} "
+        "tensors: copy the files again.")
 
 
-def _checked(tensor: _Tensor, transposed: bool) -> _Tensor:
-  """With its dtype as NumPy's; only float matrices and vectors are weights."""
-  if tensor.dtype not in _DTYPES or not 1 <= len(tensor.shape) <= 2:
+def _matched(
+    path: str, family: types.ModuleType, pieces: weights_lib.Map,
+    tensors: Mapping[str, _Tensor],
+) -> tuple[dict[str, _Tensor], tuple[str, ...]]:
+  """The tensor of each piece, checked; and the names that are of no use.
+
+  T5's directories often carry heads of other tasks, which are only told of;
+  in the others, a tensor more means that config.json is of another model.
+  """
+  found = {ours: _find(tensors, piece, family.PREFIX)
+           for ours, piece in pieces.items()}
+  missing = {
+      pieces[ours].names[0]: pieces[ours].stored
+      for ours, tensor in found.items() if tensor is None}
+  if missing:
+    raise errors.UserError(_says_missing(path, family, missing))
+  for ours, tensor in found.items():
+    _check(tensor, pieces[ours], family, ours == _EMBEDDING)
+  expected = {
+      alias for piece in pieces.values() for name in piece.names
+      for alias in (name, name.removeprefix(family.PREFIX))}
+  extra = tuple(sorted(
+      name for name in set(tensors) - expected
+      if not (family.IGNORED and family.IGNORED.fullmatch(name))))
+  if extra and family is not families.t5:
+    raise errors.UserError(
+        f"{tensors[extra[0]].file} has {checkpoints.names(list(extra))}, "
+        f"which a {family.NAME} of its config.json has not: correct "
+        "config.json, or save the model again with "
+        f"{family.AUTO_CLASS}.")
+  return found, extra
+
+
+def _find(
+    tensors: Mapping[str, _Tensor], piece: weights_lib.Piece, prefix: str
+) -> _Tensor | None:
+  for name in piece.names:
+    for alias in (name, name.removeprefix(prefix)):
+      if alias in tensors:
+        return tensors[alias]
+  return None
+
+
+def _says_missing(
+    path: str, family: types.ModuleType, missing: Mapping[str, tuple]
+) -> str:
+  name, stored = next(iter(missing.items()))
+  more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+  return (
+      f"{path} lacks {name} {list(stored)}{more}, which a {family.NAME} of its "
+      "config.json has: copy the files again, or save the model again with "
+      f"{family.AUTO_CLASS}.")
+
+
+def _check(
+    tensor: _Tensor, piece: weights_lib.Piece, family: types.ModuleType,
+    is_table: bool,
+):
+  """Only floats of the shape that config.json gives are taken for weights."""
+  if tensor.dtype not in _DTYPES:
     raise errors.UserError(
         f"{tensor.file} holds {tensor.name} as {tensor.dtype} of shape "
         f"{tensor.shape}: quantised weights are not read, give the model in "
         "float32 or bfloat16.")
-  return dataclasses.replace(
-      tensor, dtype=np.dtype(_DTYPES[tensor.dtype]), transposed=transposed)
+  if tensor.shape == piece.stored:
+    return
+  if is_table and tensor.shape[1:] == piece.stored[1:]:
+    raise errors.UserError(
+        f"{os.path.dirname(tensor.file)}: config.json says vocab_size "
+        f"{piece.stored[0]}, but the embedding table has {tensor.shape[0]} "
+        "rows: correct config.json, or copy the files again.")
+  raise errors.UserError(
+      f"{tensor.file} holds {tensor.name} as {list(tensor.shape)}, but in a "
+      f"{family.NAME} of its config.json it is {list(piece.stored)}: correct "
+      "config.json, or copy the files again.")
 
 
 # --------------------------------------------------------------------- writing
 
 
-def save_hugging_face_t5(
-    directory: str | os.PathLike, params: Mapping, config: Mapping, dtype
+def save(
+    directory: str | os.PathLike, params: Mapping, config: Any, dtype,
+    family: str | None = None, token_ids: Mapping[str, Any] | None = None,
 ):
-  """Writes a directory that `T5ForConditionalGeneration` loads.
+  """Writes a directory that transformers loads.
 
-  All of the weights are held once more in `dtype` while they are written.
+  One tensor at a time is held besides `params`.
 
   Args:
     directory: made if it is not there; files of these names are replaced.
     params: nested dict of the model's parameters, layers one by one or
       stacked (`layers`, leading axis L).
-    config: the keys of `HuggingFaceT5.config`; others are not looked at, so
-      that `dataclasses.asdict` of a `models.t5.Config` does.
+    config: `Config` of a `models` file, of which `params` are; its keywords do
+      where `family` is given.
     dtype: of the file, float32 or bfloat16.
+    family: as `HuggingFaceWeights.family` has it; if None, the first one whose
+      config.json can say `config` (a Phi-3 may thus become a Llama, with the
+      same outputs).
+    token_ids: entries of config.json that the weights say nothing of:
+      `bos_token_id`, `eos_token_id`, `pad_token_id`. Those of a T5 are known;
+      others are null if they are not given.
 
   Raises:
-    UserError: if `params` has something that is no parameter of a T5, such as
-      a prompt, or the files cannot be written.
+    UserError: if `params` lacks a parameter, or has one that the family has
+      not, such as a prompt; if the family has no such model; or if the files
+      cannot be written.
   """
   dtype = np.dtype(dtype)
-  tensors = {}
-  for path, array in _one_by_one(params):
-    name, transposed = _their_name(path)
-    array = np.asarray(array)
-    tensors[name] = np.ascontiguousarray(
-        (array.T if transposed else array).astype(dtype))
+  written, config, content = _written(config, family)
+  tensors = _by_tensor(written, written.weight_map(config, content), params)
+  ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+  content = ids | content | dict(token_ids or {}) | {"torch_dtype": dtype.name}
   directory = os.fspath(directory)
   try:
     os.makedirs(directory, exist_ok=True)
@@ -345,13 +358,68 @@ def save_hugging_face_t5(
     raise errors.UserError(
         f"cannot make the folder {directory!r}: "
         f"{formats.why_not_written(error)}") from error
+  _write_safetensors(
+      os.path.join(directory, "model.safetensors"), tensors, dtype)
   formats.write_whole(
-      os.path.join(directory, "model.safetensors"),
-      # Transformers refuses files without this word of metadata.
-      safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-  content = json.dumps(_their_config(config, dtype), indent=2, sort_keys=True)
-  formats.write_whole(
-      os.path.join(directory, "config.json"), (content + "\n").encode())
+      os.path.join(directory, "config.json"),
+      (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _written(config, family: str | None) -> tuple[types.ModuleType, Any, dict]:
+  """The family to save as, its `Config`, and its config.json."""
+  if family is not None:
+    chosen = families.of_type(family, "The directory to save")
+    if isinstance(config, Mapping):
+      config = chosen.Config(**config)
+    return chosen, config, _config_json(chosen, config)
+  for chosen in families.ALL:
+    with contextlib.suppress(errors.UserError):
+      return chosen, config, _config_json(chosen, config)
+  raise errors.UserError(
+      f"No family of Hugging Face's has such a model: {config}.")
+
+
+def _config_json(family: types.ModuleType, config) -> dict:
+  """config.json of a model; nothing of it may be lost there."""
+  if not isinstance(config, family.Config):
+    raise errors.UserError(
+        f"A {family.NAME}'s config.json cannot say {config!r}.")
+  content = family.write_config(config)
+  again = family.Config(**family.read_config(
+      config_json.ConfigJson("config.json", content)))
+  for field in dataclasses.fields(config):
+    ours, theirs = getattr(config, field.name), getattr(again, field.name)
+    if field.name in _RUNNING or ours == theirs:
+      continue
+    if (ours or theirs) == _DEFAULTS.get(field.name, lambda _: None)(config):
+      continue
+    raise errors.UserError(
+        f"A {family.NAME}'s config.json cannot say {field.name} = {ours!r}: "
+        "save the model as the family that it is of.")
+  return content
+
+
+def _by_tensor(
+    family: types.ModuleType, pieces: weights_lib.Map, params: Mapping
+) -> dict[str, list[tuple[weights_lib.Piece, np.ndarray]]]:
+  """For each tensor to write, its pieces and their values."""
+  tensors = collections.defaultdict(list)
+  for path, array in _one_by_one(params):
+    if path not in pieces:
+      raise errors.UserError(
+          f"Hugging Face's {family.NAME} has no place for the parameter {path}:"
+          " save the base model's parameters alone.")
+    piece = pieces.pop(path)
+    if np.shape(array) != piece.shape:
+      raise errors.UserError(
+          f"The parameter {path} is {np.shape(array)}, but {piece.shape} in "
+          "the model's configuration: give both of the same model.")
+    tensors[piece.names[0]].append((piece, array))
+  if pieces:
+    raise errors.UserError(
+        f"A {family.NAME} cannot be saved without {len(pieces)} of its "
+        f"parameters ({checkpoints.names(sorted(pieces))}).")
+  return tensors
 
 
 def _one_by_one(params: Mapping):
@@ -364,44 +432,26 @@ def _one_by_one(params: Mapping):
       yield path.replace("/layers/", f"/layers_{i}/"), one
 
 
-def _their_name(path: str) -> tuple[str, bool]:
-  number = re.search(r"/layers_(\d+)/", path)
-  number = number[1] if number else ""
-  for ours, theirs, transposed in _RULES:
-    if ours.replace("{n}", number) == path:
-      return theirs.replace("{n}", number), transposed
-  raise errors.UserError(
-      f"Hugging Face's T5 has no place for the parameter {path}: save the base "
-      "model's parameters alone.")
+def _write_safetensors(file: str, tensors: Mapping, dtype: np.dtype):
+  """Writes tensors one after the other; the format needs their sizes first.
 
-
-def _their_config(config: Mapping, dtype: np.dtype) -> dict:
-  activations = tuple(config["mlp_activations"])
-  projection = {v: k for k, v in _ACTIVATIONS.items()}[activations]
-  gated = len(activations) > 1
-  return {
-      "architectures": ["T5ForConditionalGeneration"],
-      "model_type": "t5",
-      "is_encoder_decoder": True,
-      "vocab_size": config["vocab_size"],
-      "d_model": config["embed_dim"],
-      "num_heads": config["num_heads"],
-      "d_kv": config["head_dim"],
-      "d_ff": config["mlp_dim"],
-      "num_layers": config["num_encoder_layers"],
-      "num_decoder_layers": config["num_decoder_layers"],
-      "feed_forward_proj": projection,
-      "dense_act_fn": "gelu_new" if gated else "relu",
-      "is_gated_act": gated,
-      "relative_attention_num_buckets": config["relpos_num_buckets"],
-      "relative_attention_max_distance": config["relpos_max_distance"],
-      "layer_norm_epsilon": 1e-6,
-      # Before transformers 5 the first of these two also told whether the
-      # logits are scaled; from 5 on the second does.
-      "tie_word_embeddings": config["tie_logits"],
-      "scale_decoder_outputs": config["tie_logits"],
-      "pad_token_id": 0,
-      "eos_token_id": 1,
-      "decoder_start_token_id": 0,
-      "torch_dtype": dtype.name,
-  }
+  https://github.com/huggingface/safetensors#format
+  """
+  # Transformers refuses files without this word of metadata.
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  word = {np.dtype(d): name for name, d in _DTYPES.items()}[dtype]
+  end = 0
+  for name in sorted(tensors):
+    stored = tensors[name][0][0].stored
+    begin, end = end, end + math.prod(stored) * dtype.itemsize
+    header[name] = {
+        "dtype": word, "shape": stored, "data_offsets": [begin, end]}
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)  # keeps the values aligned
+  with formats.whole_file(file) as stream:
+    stream.write(struct.pack("<Q", len(text)) + text)
+    for name in sorted(tensors):
+      stored = np.empty(tensors[name][0][0].stored, dtype)
+      for piece, array in tensors[name]:
+        piece.put(np.asarray(array), stored)
+      stream.write(stored.reshape(-1).view(np.uint8))

@@ -42,6 +42,8 @@ class T5XCheckpoint(checkpoints.BaseWeights):
     step: the training step it was written at; None if it does not say.
   """
 
+  family = "t5"
+
   def __init__(self, path: str | os.PathLike):
     """Opens `path`, the folder of one step (`…/checkpoint_1000000`).
 

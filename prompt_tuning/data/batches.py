@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 
 from prompt_tuning import errors
-from prompt_tuning.data import features
+from prompt_tuning.data import features, token_ids
 
 Batch = dict[str, np.ndarray]
 Lengths = Mapping[str, int]
@@ -36,13 +36,14 @@ class TrainBatches:
 
   def __init__(
       self,
-      examples: features.Examples | Sequence[tuple[features.Examples, float]],
+      examples: token_ids.Examples | Sequence[tuple[token_ids.Examples, float]],
       batch_size: int,
       seed: int,
       lengths: Lengths,
       bucket_lengths: Sequence[int] | str | None = None,
       process_index: int = 0,
       process_count: int = 1,
+      encoding: features.Encoding = features.EncoderDecoder(),
   ):
     """Plans the batches; nothing is padded before it is asked for.
 
@@ -57,6 +58,7 @@ class TrainBatches:
       process_index: which rows of each batch to give: the `process_index`th
         of `process_count` equal parts.
       process_count: how many processes share a batch.
+      encoding: what the examples were tokenised with.
 
     Raises:
       UserError: the batch cannot be shared evenly, or no rate is positive.
@@ -64,6 +66,7 @@ class TrainBatches:
     self._tasks = _positive_rates(examples)
     self._lengths = dict(lengths)
     self._batch_size = batch_size
+    self._encoding = encoding
     self._rows = process_rows(batch_size, process_index, process_count)
     wanted = _bucket_lengths(
         bucket_lengths, [one for one, _ in self._tasks], lengths["inputs"])
@@ -91,7 +94,7 @@ class TrainBatches:
     """Batch number `step`, this process' rows; the position stays."""
     bucket, rows = self._plan[step]
     rows = rows[self._rows]
-    return features.model_features(
+    return self._encoding.padded(
         [self._tasks[task][0].ids("inputs", row) for task, row in rows],
         [self._tasks[task][0].ids("targets", row) for task, row in rows],
         int(bucket), self._lengths["targets"])
@@ -118,7 +121,7 @@ class EvalBatch(NamedTuple):
   """A batch of evaluation.
 
   Attributes:
-    features: see `features.model_features`, this process' rows.
+    features: of the encoding's `names`, this process' rows.
     indices: [B] the examples in the rows of the whole batch.
     is_real: [B] False in rows that only fill the last batch; such a row
       repeats the last example with loss weights 0.
@@ -130,13 +133,15 @@ class EvalBatch(NamedTuple):
 
 
 def eval_batches(
-    examples: features.Examples,
+    examples: token_ids.Examples,
     batch_size: int,
     lengths: Lengths,
     num_batches: int | None = None,
     bucket_lengths: Sequence[int] | str | None = None,
     process_index: int = 0,
     process_count: int = 1,
+    encoding: features.Encoding = features.EncoderDecoder(),
+    target: Sequence[int] | None = None,
 ) -> Iterator[EvalBatch]:
   """All examples once, in order, in batches of one size.
 
@@ -149,6 +154,8 @@ def eval_batches(
       length that holds its longest inputs.
     process_index: as in `TrainBatches`.
     process_count: as in `TrainBatches`.
+    encoding: as in `TrainBatches`.
+    target: ids in the place of every example's targets; None: their own.
 
   Returns:
     An iterator of batches; what is wrong with the arguments is raised at once.
@@ -160,20 +167,22 @@ def eval_batches(
     starts = starts[:num_batches]
   return (
       _eval_batch(examples, start, batch_size, buckets, lengths["targets"],
-                  rows)
+                  rows, encoding, target)
       for start in starts)
 
 
 def _eval_batch(
-    examples, start, batch_size, buckets, targets_length, rows
+    examples, start, batch_size, buckets, targets_length, rows, encoding,
+    target,
 ) -> EvalBatch:
   wanted = np.arange(start, start + batch_size)
   is_real = wanted < len(examples)
   indices = np.minimum(wanted, len(examples) - 1)
   longest = int(examples.lengths("inputs")[indices].max())
-  batch = features.model_features(
+  batch = encoding.padded(
       [examples.ids("inputs", i) for i in indices[rows]],
-      [examples.ids("targets", i) for i in indices[rows]],
+      [examples.ids("targets", i) if target is None else target
+       for i in indices[rows]],
       buckets[int(np.searchsorted(buckets, longest))], targets_length)
   batch["decoder_loss_weights"] *= is_real[rows, None]
   return EvalBatch(batch, indices, is_real)
@@ -225,7 +234,7 @@ def auto_buckets(lengths: np.ndarray, longest: int) -> tuple[int, ...]:
 
 def _bucket_lengths(
     wanted: Sequence[int] | str | None,
-    examples: Sequence[features.Examples],
+    examples: Sequence[token_ids.Examples],
     longest: int,
 ) -> tuple[int, ...]:
   """Rising lengths of inputs; the last one holds every example."""
@@ -243,8 +252,8 @@ def _bucket_lengths(
   return (*sorted({int(n) for n in wanted if n < longest}), longest)
 
 
-def _positive_rates(examples) -> list[tuple[features.Examples, float]]:
-  if isinstance(examples, features.Examples):
+def _positive_rates(examples) -> list[tuple[token_ids.Examples, float]]:
+  if isinstance(examples, token_ids.Examples):
     return [(examples, 1.0)]
   found = [(one, float(rate)) for one, rate in examples if rate > 0]
   if not found:

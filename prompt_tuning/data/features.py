@@ -1,7 +1,8 @@
-"""Examples as token ids, cached on disk; and as the features of a model.
+"""Texts to token ids, and ids to the padded features of a model.
 
-Ids of all examples lie in one flat array with offsets, so that a task is one
-memory map however many examples it has, and any row is found at once.
+What differs between kinds of models is in `EncoderDecoder` and `DecoderOnly`,
+one of which every model has as its attribute `features`. Ids are kept on disk
+by `token_ids`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,77 +13,111 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
-from typing import Any
+from typing import Any, ClassVar
 import warnings
 
 import numpy as np
 
 from prompt_tuning import errors
-from prompt_tuning.data import tasks, vocabularies
+from prompt_tuning.data import tasks, token_ids, vocabularies
 
 # Changed whenever the same examples would be tokenised or stored otherwise.
 _FORMAT = 1
 
 FEATURES = ("inputs", "targets")
 
-_ARRAYS = (
-    "inputs", "inputs_offsets", "targets", "targets_offsets", "originals",
-    "originals_offsets")
-
 
 @dataclasses.dataclass(frozen=True)
-class Truncation:
-  """What did not fit: in how many examples, and how many tokens of them."""
-
-  examples: int
-  tokens: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-  """N tokenised examples of one split of one task.
+class EncoderDecoder:
+  """Inputs are read by an encoder: they end in an end-of-sequence.
 
   Attributes:
-    task_name: where they come from.
-    split: where they come from.
-    arrays: int32 ids `inputs` and `targets` of all examples on end, and int64
-      `inputs_offsets`, `targets_offsets` [N + 1]; example i's inputs are
-      `inputs[inputs_offsets[i]:inputs_offsets[i + 1]]`. The examples as the
-      task gave them are lines of JSON in the uint8 array `originals`.
-    truncated: per feature, what was cut.
-    fingerprint: of the task, split, vocabularies and lengths; of the ids if
-      the task has none.
+    names: of the arrays that `padded` makes.
+    empty_inputs: whether the inputs of an example may have no id.
   """
 
-  task_name: str
-  split: str
-  arrays: Mapping[str, np.ndarray]
-  truncated: Mapping[str, Truncation]
-  fingerprint: str
+  names: ClassVar[tuple[str, ...]] = (
+      "encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens",
+      "decoder_loss_weights")
+  empty_inputs: ClassVar[bool] = True
 
-  def __len__(self) -> int:
-    return len(self.arrays["inputs_offsets"]) - 1
+  def input_ids(
+      self, value: Any, vocabulary: vocabularies.Vocabulary,
+      add_eos: bool = True,
+  ) -> list[int]:
+    """The ids of inputs; see `sequence_ids`."""
+    return sequence_ids(value, vocabulary, add_eos)
 
-  def ids(self, feature: str, index: int) -> np.ndarray:
-    """The ids [length] of one example, end-of-sequence included."""
-    start, end = self._span(feature, index)
-    return self.arrays[feature][start:end]
+  def cut_inputs(
+      self, ids: Sequence[int], length: int,
+      vocabulary: vocabularies.Vocabulary,
+  ) -> Sequence[int]:
+    """At most `length` ids of inputs; see `truncate`."""
+    return truncate(ids, length, vocabulary.eos_id)
 
-  def lengths(self, feature: str) -> np.ndarray:
-    """The number of ids of every example, [N] int64."""
-    return np.diff(self.arrays[f"{feature}_offsets"])
+  def padded(self, *args, **kwargs) -> dict[str, np.ndarray]:
+    """See `model_features`."""
+    return model_features(*args, **kwargs)
 
-  def original(self, index: int) -> dict[str, Any]:
-    """The example as the task gave it; arrays have become lists."""
-    start, end = self._span("originals", index)
-    return json.loads(self.arrays["originals"][start:end].tobytes())
 
-  def _span(self, name: str, index: int) -> tuple[int, int]:
-    offsets = self.arrays[f"{name}_offsets"]
-    if not 0 <= index < len(self):
-      raise IndexError(f"example {index} of {len(self)}")
-    return int(offsets[index]), int(offsets[index + 1])
+@dataclasses.dataclass(frozen=True)
+class DecoderOnly:
+  """Inputs are a text that the targets go on from: nothing ends them.
+
+  What the tokenizer puts in front of a text (its beginning-of-sequence) is in
+  front of the inputs. Too long inputs lose their start, for the targets follow
+  on their end.
+
+  Attributes:
+    names: of the arrays that `padded` makes.
+    empty_inputs: whether the inputs of an example may have no id; the first
+      target is predicted from the last of them.
+  """
+
+  names: ClassVar[tuple[str, ...]] = (
+      "decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights",
+      "decoder_target_positions")
+  empty_inputs: ClassVar[bool] = False
+
+  def input_ids(
+      self, value: Any, vocabulary: vocabularies.Vocabulary,
+      add_eos: bool = True,
+  ) -> list[int]:
+    """The ids of inputs.
+
+    Args:
+      value: a text, or ids, to which nothing is added.
+      vocabulary: encodes texts.
+      add_eos: whether an encoder would get an end-of-sequence. If so, one
+        that ids end in is for an encoder, and is left out; if not, ids stay as
+        they are.
+    """
+    if isinstance(value, bytes):
+      value = value.decode("utf-8")
+    if isinstance(value, str):
+      return vocabulary.encode_inputs(value)
+    ids = [int(i) for i in value]
+    return ids[:-1] if add_eos and ids[-1:] == [vocabulary.eos_id] else ids
+
+  def cut_inputs(
+      self, ids: Sequence[int], length: int,
+      vocabulary: vocabularies.Vocabulary,
+  ) -> Sequence[int]:
+    """The last ids, behind what the tokenizer puts in front of every text."""
+    if len(ids) <= length:
+      return ids
+    front = vocabulary.encode_inputs("")
+    kept = len(front) if (
+        len(front) < length and list(ids[:len(front)]) == front) else 0
+    return [*ids[:kept], *ids[len(ids) - (length - kept):]]
+
+  def padded(self, *args, **kwargs) -> dict[str, np.ndarray]:
+    """See `decoder_only_features`."""
+    return decoder_only_features(*args, **kwargs)
+
+
+# How a kind of model takes examples.
+Encoding = EncoderDecoder | DecoderOnly
 
 
 def tokenize(
@@ -92,17 +127,20 @@ def tokenize(
     target_vocabulary: vocabularies.Vocabulary,
     lengths: Mapping[str, int],
     cache_dir: str | os.PathLike | None = None,
-) -> Examples:
+    encoding: Encoding = EncoderDecoder(),
+) -> token_ids.Examples:
   """Tokenises a split once, or reads it from the cache.
 
   Args:
     task: gives texts, or ids of the same vocabularies.
     split: one of `task.splits`.
-    input_vocabulary: of the model's encoder.
-    target_vocabulary: of the model's decoder.
+    input_vocabulary: of the inputs.
+    target_vocabulary: of the targets; for a model with one vocabulary, the
+      same.
     lengths: most ids of "inputs" and "targets", end-of-sequence included.
-      Longer sequences are cut and end in it all the same.
+      Longer sequences are cut; targets end in it all the same.
     cache_dir: None keeps the ids in memory only.
+    encoding: of the kind of model.
 
   Raises:
     UserError: no such split, no examples, an example without inputs or
@@ -110,21 +148,22 @@ def tokenize(
   """
   both = {"inputs": input_vocabulary, "targets": target_vocabulary}
   _check_request(task, split, both, lengths)
-  key = _fingerprint(task, split, both, lengths)
-  make = functools.partial(_tokenize, task, split, both, lengths, key)
+  key = _fingerprint(task, split, both, lengths, encoding)
+  make = functools.partial(
+      _tokenize, task, split, both, lengths, encoding, key)
   if cache_dir is None or key is None:
     return make()
   folder = pathlib.Path(cache_dir, f"{_file_name(task.name, split)}-{key[:16]}")
   if folder.is_dir():
     try:
-      return _read(folder, key)
+      return token_ids.read(folder, key)
     except (OSError, ValueError, KeyError, TypeError) as error:
       warnings.warn(
           f"the tokenised examples in {folder} are damaged ({error}); they "
           "are made again", stacklevel=2)
       shutil.rmtree(folder, ignore_errors=True)
   examples = make()
-  _write(examples, folder)
+  token_ids.write(examples, folder)
   return examples
 
 
@@ -145,32 +184,29 @@ def _check_request(task, split, both, lengths) -> None:
           f"model's vocabulary is {both[feature]}; give both the same one")
 
 
-def _fingerprint(task, split, both, lengths) -> str | None:
+def _fingerprint(task, split, both, lengths, encoding) -> str | None:
   """The cache's key; None when the task does not know its examples."""
   source = task.fingerprint
   if callable(source):
     source = source(split)
   if not source:
     return None
-  facts = [_FORMAT, source, split]
+  facts = [_FORMAT, source, split, repr(encoding)]
   for name in FEATURES:
     facts += [both[name].fingerprint, lengths[name], name in task.without_eos]
   return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _tokenize(task, split, both, lengths, fingerprint) -> Examples:
-  rows = {name: _Rows(np.int32) for name in FEATURES}
-  originals = _Rows(np.uint8)
+def _tokenize(
+    task, split, both, lengths, encoding, fingerprint
+) -> token_ids.Examples:
+  rows = {name: token_ids.Rows(np.int32) for name in FEATURES}
+  originals = token_ids.Rows(np.uint8)
   cut = {name: [0, 0] for name in FEATURES}
   for number, example in enumerate(task.examples(split), start=1):
-    for name in FEATURES:
-      if name not in example:
-        raise errors.UserError(
-            f"example {number} of {task.name}/{split} has no {name!r}, only "
-            f"{', '.join(map(str, example))}")
-      ids = sequence_ids(
-          example[name], both[name], name not in task.without_eos)
-      kept = truncate(ids, lengths[name], both[name].eos_id)
+    place = f"example {number} of {task.name}/{split}"
+    for name, (ids, kept) in _encoded(
+        task, example, both, lengths, encoding, place).items():
       if len(kept) < len(ids):
         cut[name][0] += 1
         cut[name][1] += len(ids) - len(kept)
@@ -184,38 +220,34 @@ def _tokenize(task, split, both, lengths, fingerprint) -> Examples:
   arrays = {}
   for name, values in (*rows.items(), ("originals", originals)):
     arrays[name], arrays[f"{name}_offsets"] = values.flat()
-  return Examples(
+  return token_ids.Examples(
       task.name, split, arrays,
-      {name: Truncation(*counts) for name, counts in cut.items()},
-      fingerprint or _content_fingerprint(arrays))
+      {name: token_ids.Truncation(*counts) for name, counts in cut.items()},
+      fingerprint or token_ids.content_fingerprint(arrays))
 
 
-def _content_fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
-  digest = hashlib.sha256()
-  for name in _ARRAYS:
-    digest.update(arrays[name])
-  return digest.hexdigest()
-
-
-class _Rows:
-  """Rows of different lengths on end, as bytes until all are there."""
-
-  def __init__(self, dtype):
-    self._dtype = dtype
-    self._bytes = bytearray()
-    self._ends = [0]
-
-  def __len__(self):
-    return len(self._ends) - 1
-
-  def append(self, row) -> None:
-    row = np.asarray(row, self._dtype)
-    self._bytes += row.tobytes()
-    self._ends.append(self._ends[-1] + len(row))
-
-  def flat(self) -> tuple[np.ndarray, np.ndarray]:
-    return (np.frombuffer(self._bytes, self._dtype),
-            np.asarray(self._ends, np.int64))
+def _encoded(task, example, both, lengths, encoding, place):
+  """All ids and those that are kept, by feature."""
+  for name in FEATURES:
+    if name not in example:
+      raise errors.UserError(
+          f"{place} has no {name!r}, only {', '.join(map(str, example))}")
+  inputs = encoding.input_ids(
+      example["inputs"], both["inputs"], "inputs" not in task.without_eos)
+  if not inputs and not encoding.empty_inputs:
+    raise errors.UserError(
+        f"{place} has empty inputs, and {both['inputs']} puts no "
+        "beginning-of-sequence in front, so a decoder-only model has nothing "
+        "to go on from; give the task inputs with some text around them, as "
+        "'Review: {text}'")
+  targets = sequence_ids(
+      example["targets"], both["targets"], "targets" not in task.without_eos)
+  return {
+      "inputs": (inputs, encoding.cut_inputs(
+          inputs, lengths["inputs"], both["inputs"])),
+      "targets": (targets, truncate(
+          targets, lengths["targets"], both["targets"].eos_id)),
+  }
 
 
 def sequence_ids(
@@ -279,6 +311,42 @@ def model_features(
   }
 
 
+def decoder_only_features(
+    inputs: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    inputs_length: int,
+    targets_length: int,
+) -> dict[str, np.ndarray]:
+  """Padded features of a decoder-only model; no padding within a text.
+
+  Id 0 may be a token, so what is padding is told by lengths alone: row i has
+  `decoder_target_positions[i, 0] + 1` inputs.
+
+  Args:
+    inputs: B sequences of 1 to `inputs_length` ids.
+    targets: B sequences of at most `targets_length` ids.
+    inputs_length: T.
+    targets_length: U.
+
+  Returns:
+    int32 arrays: `decoder_input_tokens` [B, T + U] (inputs, then targets but
+    for the last), `decoder_target_tokens` and `decoder_loss_weights` (1 on
+    targets, 0 on padding) [B, U], and `decoder_target_positions` [B, U], the
+    index among the input tokens of what each target is predicted from.
+  """
+  texts = [[*one, *other[:-1]]
+           for one, other in zip(inputs, targets, strict=True)]
+  index = np.arange(targets_length, dtype=np.int32)[None]  # [1, U]
+  starts = np.array([[len(ids)] for ids in inputs], np.int32)  # [B, 1]
+  counts = np.array([[len(ids)] for ids in targets], np.int32)
+  return {
+      "decoder_input_tokens": _padded(texts, inputs_length + targets_length),
+      "decoder_target_tokens": _padded(targets, targets_length),
+      "decoder_loss_weights": (index < counts).astype(np.int32),
+      "decoder_target_positions": starts - 1 + index,
+  }
+
+
 def _padded(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
   padded = np.full((len(rows), length), vocabularies.PAD_ID, np.int32)
   for row, ids in zip(padded, rows):
@@ -302,78 +370,3 @@ def _file_name(*parts: str) -> str:
   return "-".join(
       "".join(c if c.isalnum() or c in "._" else "_" for c in part)
       for part in parts)
-
-
-def _write(examples: Examples, folder: pathlib.Path) -> None:
-  """Writes a cache entry that is there whole or not at all."""
-  try:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = pathlib.Path(tempfile.mkdtemp(
-        prefix=f".{folder.name}-", dir=folder.parent))
-  except OSError as error:
-    raise errors.UserError(
-        f"cannot write tokenised examples to {folder.parent}: "
-        f"{error.strerror}; name a writable folder") from error
-  try:
-    _write_files(examples, unfinished)
-    try:
-      os.rename(unfinished, folder)
-    except OSError:
-      if not folder.is_dir():
-        raise
-      # Another process was quicker with the same examples.
-  except OSError as error:
-    raise errors.UserError(
-        f"cannot write tokenised examples to {folder}: {error.strerror}; make "
-        "room or name another folder") from error
-  finally:
-    shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _write_files(examples: Examples, folder: pathlib.Path) -> None:
-  sums = {}
-  for name in _ARRAYS:
-    with open(folder / f"{name}.npy", "wb") as file:
-      np.save(file, examples.arrays[name], allow_pickle=False)
-      _sync(file)
-    sums[name] = _sha256(folder / f"{name}.npy")
-  index = {
-      "task": examples.task_name,
-      "split": examples.split,
-      "fingerprint": examples.fingerprint,
-      "truncated": {name: [cut.examples, cut.tokens]
-                    for name, cut in examples.truncated.items()},
-      "sha256": sums,
-  }
-  with open(folder / "index.json", "w", encoding="utf-8") as file:
-    json.dump(index, file, indent=2)
-    _sync(file)
-
-
-def _sync(file) -> None:
-  file.flush()
-  os.fsync(file.fileno())
-
-
-def _read(folder: pathlib.Path, fingerprint: str) -> Examples:
-  """Reads a cache entry; any exception but UserError means damage."""
-  index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-  if index["fingerprint"] != fingerprint:
-    raise ValueError("another fingerprint")
-  arrays = {}
-  for name in _ARRAYS:
-    path = folder / f"{name}.npy"
-    if _sha256(path) != index["sha256"][name]:
-      raise ValueError(f"{path.name} has another sha256")
-    # A view of the map as a plain array: slices of np.memmap are slow.
-    arrays[name] = np.asarray(
-        np.load(path, mmap_mode="r", allow_pickle=False))
-  truncated = {name: Truncation(*index["truncated"][name])
-               for name in FEATURES}
-  return Examples(
-      index["task"], index["split"], arrays, truncated, fingerprint)
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Tasks straight from a user's TSV, CSV or JSONL files, set up in gin alone.
+"""Tasks straight from a user's files of rows, set up in gin alone.
 
     from prompt_tuning.data import files
 
@@ -30,7 +30,7 @@ from prompt_tuning.data import tasks
 from prompt_tuning.metrics import accuracy
 
 # Suffixes that say how a file is written; each may be followed by `.gz`.
-_FORMATS = (".tsv", ".csv", ".jsonl")
+_FORMATS = (".tsv", ".csv", ".jsonl", ".txt")
 
 # A row and the line it ends on.
 _Rows = Iterator[tuple[int, dict[str, Any]]]
@@ -49,12 +49,16 @@ class FileTask(tasks.Task):
       targets: str | None = "label",
       columns: Sequence[str] | None = None,
       labels: Mapping[Any, str] | None = None,
+      rank_labels: bool = False,
+      separator: str | None = None,
+      several_references: bool = False,
       metric_fns: Sequence[tasks.MetricFn] = (accuracy.accuracy,),
   ):
     """Finds the files; their rows are read when a split is asked for.
 
     `.tsv` is split at tabs and nothing is quoted; `.csv` is quoted as
-    spreadsheets do; `.jsonl` has an object on each line. Blank lines are
+    spreadsheets do; `.jsonl` has an object on each line; `.txt` is split at
+    `separator`, and white space around fields is left out. Blank lines are
     skipped, text is UTF-8. All columns are kept in the examples.
 
     Args:
@@ -65,14 +69,21 @@ class FileTask(tasks.Task):
       inputs: a column's name, or text with columns in braces,
         "question: {question} context: {context}".
       targets: the same; None: empty targets, for prediction only.
-      columns: names of the columns of TSV and CSV files without a header;
-        None: the first line names them.
+      columns: names of the columns of tables without a header; None: the
+        first line names them.
       labels: a target as it is in the file -> the text to predict.
+      rank_labels: the prediction is the likeliest of the texts of `labels`,
+        not what the model decodes.
+      separator: between the fields of `.txt` files, such as "||".
+      several_references: rows of "validation" and "test" that have the same
+        inputs are one example, whose targets are all right; metrics get them
+        as a list.
       metric_fns: functions of target texts and predicted texts.
 
     Raises:
-      UserError: a missing file, an unknown suffix, or a template that cannot
-        be read; while reading, a row that does not fit.
+      UserError: a missing file, an unknown suffix, options that do not go
+        together, or a template that cannot be read; while reading, a row that
+        does not fit.
     """
     given = {"train": train, "validation": validation, "test": test}
     paths = {split: pathlib.Path(path).expanduser()
@@ -85,15 +96,30 @@ class FileTask(tasks.Task):
              "targets": _template(targets, "targets")}
     verbalizers = None if labels is None else {
         str(value): str(text) for value, text in labels.items()}
-    settings = [_format(path) for path in paths.values()]
-    settings += [inputs, targets, columns and list(columns), verbalizers]
+    formats = [_format(path) for path in paths.values()]
+    if (".txt" in formats) != bool(separator):
+      raise errors.UserError(
+          f"FileTask.separator is {separator!r}: .txt files need the text "
+          "between their fields, such as '||', and other files none")
+    if rank_labels and not verbalizers:
+      raise errors.UserError(
+          "FileTask.rank_labels ranks the texts of FileTask.labels, which is "
+          "not set; set it, or leave rank_labels out")
+    settings = [*formats, separator, inputs, targets,
+                columns and list(columns), verbalizers]
+    rows = functools.partial(_rows, columns=columns, separator=separator)
+    if targets is None:
+      verbalizers = None  # there is nothing to turn into words
     super().__init__(
         name=name,
         examples=functools.partial(
-            _examples, paths, texts, columns, verbalizers),
+            _examples, paths, rows, texts, verbalizers, several_references),
         splits=tuple(paths),
         metric_fns=tuple(metric_fns),
-        fingerprint=_fingerprint(paths, settings))
+        postprocess_fn=_references if several_references else None,
+        fingerprint=_fingerprint(paths, [*settings, several_references]),
+        label_texts=tuple(dict.fromkeys(
+            str(text) for text in labels.values())) if rank_labels else None)
 
 
 # A template is a list of (text, column after it or None).
@@ -121,14 +147,36 @@ def _template(text: str | None, key: str) -> _Template:
 
 def _examples(
     paths: Mapping[str, pathlib.Path],
+    rows: Callable[[pathlib.Path], _Rows],
     texts: Mapping[str, _Template],
-    columns: Sequence[str] | None,
     labels: Mapping[str, str] | None,
+    several_references: bool,
     split: str,
 ) -> Iterator[dict[str, Any]]:
-  path = paths[split]
+  found = _single(paths[split], rows, texts, labels)
+  # Training is on every row: each reference is one more example.
+  return _grouped(found) if several_references and split != "train" else found
+
+
+def _grouped(
+    examples: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+  """One example for all with the same inputs, in order of the first ones."""
+  groups = {}
+  for example in examples:
+    first = groups.setdefault(
+        example["inputs"], {**example, "references": []})
+    first["references"].append(example["targets"])
+  yield from groups.values()
+
+
+def _references(text: Any, example: tasks.Example, is_target: bool) -> Any:
+  """A postprocessor: the right texts of an example."""
+  return example.get("references", text) if is_target else text
+
+
+def _single(path, rows, texts, labels) -> Iterator[dict[str, Any]]:
   number = None
-  for number, row in _rows(path, columns):
+  for number, row in rows(path):
     place = f"{path} line {number}"
     inputs = _fill(texts["inputs"], row, "inputs", place)
     targets = _fill(texts["targets"], row, "targets", place)
@@ -166,11 +214,15 @@ def _verbalized(value: str, labels: Mapping[str, str], place: str) -> str:
   return labels[value]
 
 
-def _rows(path: pathlib.Path, columns: Sequence[str] | None) -> _Rows:
+def _rows(
+    path: pathlib.Path, columns: Sequence[str] | None, separator: str | None
+) -> _Rows:
   form = _format(path)
   if form == ".jsonl":
     return _json_rows(path)
-  return _table_rows(path, _tsv if form == ".tsv" else _csv, columns)
+  reader = {".tsv": _tsv, ".csv": _csv}.get(
+      form, functools.partial(_separated, separator=separator))
+  return _table_rows(path, reader, columns)
 
 
 def _json_rows(path: pathlib.Path) -> _Rows:
@@ -217,6 +269,13 @@ def _tsv(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
     line = line.rstrip("\r\n")
     if line:
       yield number, line.split("\t")
+
+
+def _separated(
+    path: pathlib.Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+  for number, line in _lines(path):
+    if line.strip():
+      yield number, [field.strip() for field in line.split(separator)]
 
 
 def _csv(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:

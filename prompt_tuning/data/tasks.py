@@ -40,6 +40,8 @@ class Task:
     score_metric_fns: functions of targets and log-likelihoods.
     feature_vocabularies: of the features that come as ids, by feature name.
     without_eos: features that must not end in an end-of-sequence.
+    label_texts: all texts that targets can be. If given, the prediction is
+      the likeliest of them; None: whatever the model decodes.
   """
 
   name: str
@@ -52,6 +54,7 @@ class Task:
   feature_vocabularies: Mapping[str, vocabularies.Vocabulary] = (
       dataclasses.field(default_factory=dict))
   without_eos: frozenset[str] = frozenset()
+  label_texts: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,13 +35,21 @@ class Vocabulary:
 
   pad_id = PAD_ID
   eos_id: int
-  unk_id: int
+  bos_id: int | None = None
+  unk_id: int | None
   vocab_size: int
   fingerprint: str
 
   def encode(self, text: str) -> list[int]:
     """The ids of a text, without end-of-sequence."""
     raise NotImplementedError
+
+  def encode_inputs(self, text: str) -> list[int]:
+    """The ids of a text that a decoder goes on from.
+
+    Some tokenizers put a beginning-of-sequence in front of every text.
+    """
+    return self.encode(text)
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of ids up to the first end-of-sequence."""
@@ -200,13 +208,17 @@ def from_seqio(vocabulary: Any) -> Vocabulary:
   """Our vocabulary for a seqio one; ours pass through.
 
   Args:
-    vocabulary: a seqio `SentencePieceVocabulary` or `ByteVocabulary`.
+    vocabulary: a seqio `SentencePieceVocabulary` or `ByteVocabulary`, or one
+      that `tokenizers.as_seqio` made.
 
   Raises:
     UserError: another kind, or options that change the ids.
   """
   if isinstance(vocabulary, Vocabulary):
     return vocabulary
+  if isinstance(ours := getattr(
+      vocabulary, "prompt_tuning_vocabulary", None), Vocabulary):
+    return ours
   kind = type(vocabulary).__name__
   if kind == "ByteVocabulary":
     return ByteVocabulary(vocabulary.extra_ids)

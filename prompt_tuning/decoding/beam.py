@@ -56,7 +56,7 @@ def beam_search(
     num_beams: int = 4,
     alpha: float = 0.6,
     penalty: PenaltyFn = t5x_brevity,
-    start_id: int = 0,
+    start_id: int | jax.Array = 0,
     batch_axis: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
   """Finds the K best-scoring sequences of each example.
@@ -83,7 +83,7 @@ def beam_search(
     num_beams: K.
     alpha: strength of the length penalty; 0 is none, more favours longer.
     penalty: `t5x_brevity` or `hugging_face_length`.
-    start_id: fed first, not returned.
+    start_id: fed first, not returned; one for all rows, or [B].
     batch_axis: where the cache has its rows; 1 when layers are scanned.
 
   Returns:
@@ -136,7 +136,8 @@ def beam_search(
   shape = (batch_size, num_beams)
   final = lax.while_loop(unfinished, advance, _State(
       position=jnp.int32(0),
-      last=jnp.full(shape, start_id, jnp.int32),
+      last=jnp.broadcast_to(
+          jnp.asarray(start_id, jnp.int32)[..., None], shape),
       live_tokens=jnp.zeros((*shape, max_length), jnp.int32),
       # One live hypothesis: K equal ones would find everything K times.
       live_log_probs=jnp.full(shape, -jnp.inf).at[:, 0].set(0.0),

@@ -35,7 +35,7 @@ def decode(
     rows: int,
     max_length: int,
     eos_id: int,
-    start_id: int = 0,
+    start_id: int | jax.Array = 0,
 ) -> tuple[jax.Array, jax.Array]:
   """Runs `step` until every row has ended or `max_length` is reached.
 
@@ -46,7 +46,7 @@ def decode(
     rows: N.
     max_length: of the result; a row may be cut off there without `eos_id`.
     eos_id: ends a row; it is part of the row's tokens and score.
-    start_id: fed first, not returned.
+    start_id: fed first, not returned; one for all rows, or [N].
 
   Returns:
     tokens: [N, max_length] int32, 0 after `eos_id`.
@@ -95,7 +95,7 @@ def greedy(
     batch_size: int,
     max_length: int,
     eos_id: int,
-    start_id: int = 0,
+    start_id: int | jax.Array = 0,
 ) -> tuple[jax.Array, jax.Array]:
   """Takes the most likely token at every position.
 
@@ -105,7 +105,7 @@ def greedy(
     batch_size: B.
     max_length: tokens to return for each row.
     eos_id: ends a row.
-    start_id: fed first, not returned.
+    start_id: fed first, not returned; one for all rows, or [B].
 
   Returns:
     tokens: [B, max_length] int32, 0 after `eos_id`.

@@ -72,7 +72,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     num_samples: int = 1,
-    start_id: int = 0,
+    start_id: int | jax.Array = 0,
     batch_axis: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws each token from the model's processed distribution.
@@ -97,7 +97,7 @@ def sample(
     top_k: how many of the most likely tokens to keep; 0 keeps all.
     top_p: probability that the kept tokens must reach; 1 keeps all.
     num_samples: independent draws for each row.
-    start_id: fed first, not returned.
+    start_id: fed first, not returned; one for all rows, or [B].
     batch_axis: where the cache has its rows; 1 when layers are scanned.
 
   Returns:
@@ -122,6 +122,8 @@ def sample(
     return jax.vmap(draw_row)(
         keys, process(logits, temperature, top_k, top_p))
 
+  if jnp.ndim(start_id):
+    start_id = jnp.repeat(start_id, num_samples)
   tokens, scores = greedy.decode(
       step, caches.expand(cache, num_samples, batch_axis),
       greedy.most_likely if temperature < _MIN_TEMPERATURE else draw,

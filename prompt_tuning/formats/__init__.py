@@ -5,9 +5,11 @@ one: the bytes go to a hidden temporary name in the same folder, reach the disk,
 and take the final name in one step.
 """
 
+from collections.abc import Iterator
 import contextlib
 import errno
 import os
+from typing import BinaryIO
 
 from prompt_tuning.errors import UserError
 
@@ -48,12 +50,30 @@ def write_whole(path: str | os.PathLike, content: bytes) -> None:
   Raises:
     UserError: if it cannot be written; what was there before is untouched.
   """
+  with whole_file(path) as file:
+    file.write(content)
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """`write_whole` for content that is written piece by piece.
+
+  Args:
+    path: the file to make or to replace when the block ends without an error;
+      its folder must exist.
+
+  Yields:
+    The file to write to.
+
+  Raises:
+    UserError: if it cannot be written; what was there before is untouched.
+  """
   path = os.path.abspath(path)
   folder, name = os.path.split(path)
   temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
   try:
     with open(temporary, "wb") as file:
-      file.write(content)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     os.replace(temporary, path)

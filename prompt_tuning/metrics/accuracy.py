@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
+from prompt_tuning.metrics import references
+
 
 def accuracy(
-    targets: Sequence[str], predictions: Sequence[str]
+    targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
 ) -> dict[str, float]:
   """How often a prediction is its target, outer white space aside.
 
   Args:
-    targets: N texts.
+    targets: N texts, or lists of texts that are all right.
     predictions: N texts.
 
   Returns:
@@ -21,6 +23,7 @@ def accuracy(
   if not targets:
     return {"accuracy": 0.0}
   hits = sum(
-      str(target).strip() == str(prediction).strip()
+      str(prediction).strip() in [
+          str(text).strip() for text in references.texts_of(target)]
       for target, prediction in zip(targets, predictions))
   return {"accuracy": 100.0 * hits / len(targets)}

@@ -3,9 +3,11 @@
 import collections
 from collections.abc import Sequence
 
+from prompt_tuning.metrics import references
+
 
 def token_f1(
-    targets: Sequence[str], predictions: Sequence[str]
+    targets: Sequence[str | Sequence[str]], predictions: Sequence[str]
 ) -> dict[str, float]:
   """Mean F1 between the words of targets and predictions.
 
@@ -14,14 +16,15 @@ def token_f1(
   without its stripping of articles and punctuation).
 
   Args:
-    targets: the references.
-    predictions: one a reference.
+    targets: the references, or lists of them, of which the nearest counts.
+    predictions: one a target.
 
   Returns:
     {"token_f1": percent, 0 to 100}.
   """
-  scores = [_f1(t.lower().split(), p.lower().split())
-            for t, p in zip(targets, predictions, strict=True)]
+  scores = [max(_f1(text.lower().split(), prediction.lower().split())
+                for text in references.texts_of(target))
+            for target, prediction in zip(targets, predictions, strict=True)]
   return {"token_f1": 100.0 * sum(scores) / max(len(scores), 1)}
 
 

@@ -7,76 +7,34 @@ module, with the same loss and the same decoding.
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
 
+from prompt_tuning.data import features as features_lib
 from prompt_tuning.decoding import beam
+from prompt_tuning.methods import interception
+from prompt_tuning.models import language_model
 
 Array = jax.Array
 Batch = Mapping[str, Array]
 Params = Mapping[str, Any]
 
-# The features of a batch (T5X's names), all [B, length] int32.
-FEATURES = (
-    "encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens",
-    "decoder_loss_weights")
-
-
-def cross_entropy(
-    logits: Array, targets: Array, label_smoothing: float, z_loss: float
-) -> tuple[Array, Array]:
-  """T5X's loss per token.
-
-  Args:
-    logits: [..., V] float32.
-    targets: [...] int32.
-    label_smoothing: probability spread evenly over the other V - 1 tokens;
-      the loss is shifted so that a perfect prediction still gives 0.
-    z_loss: weight of log(Z)^2, which keeps logits from drifting.
-
-  Returns:
-    The loss [...] with its z-loss term, and the z-loss term alone [...].
-  """
-  vocab_size = logits.shape[-1]
-  # A sum over the one-hot target (fused by XLA) instead of a gather: the
-  # gather's backward pass is a scatter into [B, T, V].
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  one_hot = jax.nn.one_hot(targets, vocab_size, dtype=logits.dtype)
-  target_logit = jnp.sum(logits * one_hot, axis=-1)
-  if label_smoothing:
-    low = label_smoothing / (vocab_size - 1)
-    high = 1.0 - label_smoothing
-    mean_part = low * (jnp.sum(logits, axis=-1) - target_logit)
-    entropy = -(high * jnp.log(high)
-                + (vocab_size - 1) * low * jnp.log(low + 1e-20))
-    loss = log_z - (high * target_logit + mean_part) - entropy
-  else:
-    loss = log_z - target_logit
-  z_term = z_loss * lax.square(log_z)
-  return loss + z_term, z_term
-
 
 @dataclasses.dataclass(frozen=True)
-class EncoderDecoderModel:
+class EncoderDecoderModel(language_model.LanguageModel):
   """A Linen module with its vocabularies, loss and decoding.
 
   Attributes:
+    features: how its batches are made.
     module: has `encode`, `decode` and `__call__` as `models.t5` does.
     input_vocabulary: of the inputs.
-    output_vocabulary: of the targets; gives `eos_id`.
-    label_smoothing: see `cross_entropy`.
-    z_loss: see `cross_entropy`.
-    loss_normalizing_factor: the summed loss is divided by it; None keeps the
-      sum over target tokens (the original's choice), "num_tokens" the mean.
-    decode_fn: `beam.beam_search`, or a function with the same arguments, such
-      as `sampling.sample`. Options are bound in gin.
-    num_decodes: hypotheses an example; predictions are the best one.
+    others: see `language_model.LanguageModel`.
   """
+
+  features: ClassVar[features_lib.Encoding] = features_lib.EncoderDecoder()
 
   module: nn.Module
   input_vocabulary: Any
@@ -86,92 +44,36 @@ class EncoderDecoderModel:
   loss_normalizing_factor: float | str | None = None
   decode_fn: Callable[..., tuple[Array, Array]] = functools.partial(
       beam.beam_search, num_beams=1)
+  delta: interception.Delta | None = None
 
   def init(self, rng: Array) -> Params:
     """Every variable of the module, for one example of one token."""
     one = jnp.ones((1, 1), jnp.int32)
-    return self.module.init(rng, one, one, one, enable_dropout=False)
-
-  def abstract(self) -> tuple[dict, dict]:
-    """Shapes and logical axes of the parameters, without computing any.
-
-    Returns:
-      The tree of `jax.ShapeDtypeStruct` and the tree of tuples of axis names.
-    """
-    variables = jax.eval_shape(self.init, jax.random.PRNGKey(0))
-    axes = jax.tree.map(
-        lambda metadata: tuple(metadata.names), variables["params_axes"],
-        is_leaf=lambda leaf: hasattr(leaf, "names"))
-    return variables["params"], _without_suffix(axes)
+    return self._init(rng, one, one, one, enable_dropout=False)
 
   def logits(
       self, params: Params, batch: Batch, dropout_rng: Array | None = None
   ) -> Array:
     """Teacher-forced logits [B, T, V] float32."""
-    return self.module.apply(
+    return self._apply(
         {"params": params}, batch["encoder_input_tokens"],
         batch["decoder_input_tokens"], batch["decoder_target_tokens"],
         enable_dropout=dropout_rng is not None,
         rngs=None if dropout_rng is None else {"dropout": dropout_rng})
 
-  def loss(
-      self, params: Params, batch: Batch, dropout_rng: Array | None = None
-  ) -> tuple[Array, dict[str, Array]]:
-    """The loss to minimise, and sums that make up the metrics.
-
-    Args:
-      params: the whole parameter tree.
-      batch: see `FEATURES`.
-      dropout_rng: None switches dropout off.
-
-    Returns:
-      A scalar, and scalars `loss` (summed over tokens), `z_loss`, `correct`
-      and `tokens`.
-    """
-    logits = self.logits(params, batch, dropout_rng)
-    targets = batch["decoder_target_tokens"]
-    weights = batch["decoder_loss_weights"].astype(jnp.float32)
-    loss, z_loss = cross_entropy(
-        logits, targets, self.label_smoothing, self.z_loss)
-    correct = jnp.argmax(logits, axis=-1) == targets
-    sums = {
-        "loss": jnp.sum(loss * weights),
-        "z_loss": jnp.sum(z_loss * weights),
-        "correct": jnp.sum(correct * weights),
-        "tokens": jnp.sum(weights),
-    }
-    return sums["loss"], sums
-
-  def score(self, params: Params, batch: Batch) -> Array:
-    """Log-probability of each example's targets: [B] float32."""
-    logits = self.logits(params, batch)
-    loss, _ = cross_entropy(
-        logits, batch["decoder_target_tokens"], 0.0, 0.0)
-    return -jnp.sum(loss * (batch["decoder_loss_weights"] > 0), axis=-1)
-
   def decodes(
       self, params: Params, batch: Batch, rng: Array | None = None
   ) -> tuple[Array, Array]:
-    """Decodes as many tokens as `decoder_target_tokens` has positions.
-
-    Args:
-      params: the whole parameter tree.
-      batch: `encoder_input_tokens` [B, T], and `decoder_target_tokens` [B, U]
-        for its shape alone.
-      rng: for a `decode_fn` that samples.
-
-    Returns:
-      Tokens [B, D, U], best hypothesis first, and their scores [B, D].
-    """
+    """See `LanguageModel.decodes`."""
     inputs = batch["encoder_input_tokens"]
     rows, length = batch["decoder_target_tokens"].shape
-    encoded = self.module.apply(
+    encoded = self._apply(
         {"params": params}, inputs, enable_dropout=False,
         method=self.module.encode)
 
     def step(tokens: Array, cache) -> tuple[Array, Any]:
       copies = tokens.shape[0] // rows  # hypotheses of one example adjoin
-      logits, variables = self.module.apply(
+      logits, variables = self._apply(
           {"params": params, "cache": cache},
           jnp.repeat(encoded, copies, axis=0),
           jnp.repeat(inputs, copies, axis=0), tokens,
@@ -179,36 +81,12 @@ class EncoderDecoderModel:
           mutable=["cache"], method=self.module.decode)
       return logits[:, 0], variables["cache"]
 
-    # Only what samples takes a key, only what has hypotheses the cache's axis.
-    offered = {"batch_axis": int(self.module.scan_layers)}
-    if rng is not None:
-      offered["rng"] = rng
-    taken = inspect.signature(self.decode_fn).parameters
-    tokens, scores = self.decode_fn(
-        step, self._empty_cache(inputs, rows, length), batch_size=rows,
-        max_length=length, eos_id=self.output_vocabulary.eos_id,
-        **{name: value for name, value in offered.items() if name in taken})
-    # Greedy search has one hypothesis and no axis for it.
-    return tokens.reshape(rows, -1, length), scores.reshape(rows, -1)
+    return self._search(
+        step, self._empty_cache(inputs, rows, length), rows, length, rng)
 
   def _empty_cache(self, inputs: Array, rows: int, length: int):
     targets = jnp.ones((rows, length), jnp.int32)
-    shapes = jax.eval_shape(lambda: self.module.init(
+    shapes = jax.eval_shape(lambda: self._init(
         jax.random.PRNGKey(0), inputs, targets, targets,
         enable_dropout=False, decode=True)["cache"])
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-  def predict(
-      self, params: Params, batch: Batch, rng: Array | None = None
-  ) -> Array:
-    """The best hypothesis of each example: [B, U] int32."""
-    return self.decodes(params, batch, rng)[0][:, 0]
-
-
-def _without_suffix(axes: Mapping[str, Any]) -> dict:
-  """`params_axes` names its leaves `<parameter>_axes`; the tree without."""
-  return {
-      name.removesuffix("_axes") if isinstance(value, tuple) else name:
-          value if isinstance(value, tuple) else _without_suffix(value)
-      for name, value in axes.items()
-  }

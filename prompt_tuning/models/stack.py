@@ -1,5 +1,6 @@
 """A stack of like layers: unrolled or scanned, with what remat recomputes."""
 
+import operator
 from typing import Any
 
 import flax.linen as nn
@@ -52,8 +53,8 @@ def run(
     config: has `scan_layers` and `remat`.
     length: L.
     x: [B, T, H] what goes from layer to layer.
-    own: a tree of what each layer gets for itself, or None: leaves have a
-      leading axis L, or are sequences of L where layers are unrolled.
+    own: what each layer gets for itself: a tree whose leaves have a leading
+      axis L; where layers are unrolled also a list of L; or None.
     shared: arrays that every layer sees.
     static: Python values that every layer sees.
 
@@ -70,9 +71,8 @@ def run(
   if not config.scan_layers:
     outs = []
     for i in range(length):
-      mine = jax.tree.map(
-          lambda leaf: leaf[i], own,  # pylint: disable=cell-var-from-loop
-          is_leaf=lambda leaf: isinstance(leaf, (list, jax.Array)))
+      mine = own[i] if isinstance(own, list) else jax.tree.map(
+          operator.itemgetter(i), own)
       x, out = layer(config, name=f"layers_{i}")(x, mine, *shared, *static)
       outs.append(out)
     return x, outs

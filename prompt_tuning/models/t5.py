@@ -105,9 +105,10 @@ class DecoderLayer(nn.Module):
   def __call__(
       self,
       x: Array,
-      own: None,
+      prefix: tuple[Array, Array] | None,
       encoded: Array,
       self_bias: Array,
+      prefix_bias: Array | None,
       cross_bias: Array,
       decode: bool = False,
       enable_dropout: bool = False,
@@ -116,7 +117,8 @@ class DecoderLayer(nn.Module):
         layers.dropout, rate=self.config.dropout_rate, enable=enable_dropout)
     h = _norm(self.config, "pre_self_attention_layer_norm")(x)
     x = x + drop(_attention(self.config, "self_attention")(
-        h, h, self_bias, decode=decode, enable_dropout=enable_dropout))
+        h, h, self_bias, decode=decode, enable_dropout=enable_dropout,
+        prefix=prefix, prefix_bias=prefix_bias))
     h = _norm(self.config, "pre_cross_attention_layer_norm")(x)
     x = x + drop(_attention(self.config, "encoder_decoder_attention")(
         h, encoded, cross_bias, enable_dropout=enable_dropout))
@@ -174,10 +176,21 @@ def visible(tokens: Array, length: int) -> Array:
 
 
 class Decoder(nn.Module):
-  """Target tokens and encodings -> logits [B, T, V] in float32."""
+  """Target tokens and encodings -> logits [B, T, V] in float32.
+
+  Attributes:
+    config: sizes and options.
+    token_embedder: shared with the encoder.
+    prefix_factory: see `EncoderDecoder`.
+  """
 
   config: Config
   token_embedder: layers.Embed
+  prefix_factory: Callable[[], nn.Module] | None = None
+
+  def setup(self):
+    if self.prefix_factory is not None:
+      self.prefix = self.prefix_factory()
 
   @nn.compact
   def __call__(
@@ -203,14 +216,19 @@ class Decoder(nn.Module):
     if stepping:
       if max_decode_length is None:
         raise ValueError("decode=True needs max_decode_length, the cache's.")
-      self_bias = relpos(index.value[None], jnp.arange(max_decode_length))
+      positions = index.value[None]
+      self_bias = relpos(positions, jnp.arange(max_decode_length))
       index.value = index.value + 1
     else:
       positions = jnp.arange(length)
       self_bias = relpos(positions, positions) + layers.causal_mask(length)
+    prefix = prefix_bias = None
+    if self.prefix_factory is not None:
+      prefix = self.prefix(config)
+      prefix_bias = relpos(positions, jnp.arange(-prefix[0].shape[3], 0))
     x, _ = stack.run(
-        DecoderLayer, config, config.num_decoder_layers, x, None,
-        (encoded, self_bias, layers.key_mask(encoder_is_token)),
+        DecoderLayer, config, config.num_decoder_layers, x, prefix,
+        (encoded, self_bias, prefix_bias, layers.key_mask(encoder_is_token)),
         (decode, enable_dropout))
     x = _norm(config, "decoder_norm")(x)
     x = layers.dropout(x, config.dropout_rate, enable_dropout)
@@ -228,10 +246,14 @@ class EncoderDecoder(nn.Module):
   Attributes:
     config: sizes and options.
     prompt_factory: see `Encoder`; None is the plain model.
+    decoder_prefix_factory: makes the module that gives keys and values
+      [L, 1, N, P, D] for the decoder's self-attention, called with the config;
+      they stand P to 1 positions before the first target.
   """
 
   config: Config
   prompt_factory: Callable[[], nn.Module] | None = None
+  decoder_prefix_factory: Callable[[], nn.Module] | None = None
 
   @property
   def scan_layers(self) -> bool:  # T5X looks here for the cache's batch axis.
@@ -242,7 +264,8 @@ class EncoderDecoder(nn.Module):
         self.config.vocab_size, self.config.embed_dim, self.config.dtype)
     self.encoder = Encoder(
         self.config, self.token_embedder, self.prompt_factory)
-    self.decoder = Decoder(self.config, self.token_embedder)
+    self.decoder = Decoder(
+        self.config, self.token_embedder, self.decoder_prefix_factory)
 
   def encode(
       self,

@@ -19,7 +19,7 @@ import gin
 from prompt_tuning import command_line, errors, formats, pretrained
 from prompt_tuning.checkpoints import base, hugging_face
 from prompt_tuning.data import docstrings
-from prompt_tuning.train import loop, state
+from prompt_tuning.train import exporting, loop, state
 
 VOCABULARY_SIZE = 4096 - pretrained.EXTRA_IDS
 CONFIGS = "prompt_tuning/configs"
@@ -95,16 +95,17 @@ def _stage(model_dir, task, steps, lengths, learning_rate, warmup, *more):
 
 
 def _exported(model_dir: str) -> str:
-  return os.path.join(model_dir, loop.EXPORT)
+  return os.path.join(model_dir, exporting.MODEL_FOLDER)
 
 
 def package(source: str, target: str) -> None:
   """The trained model in bfloat16 with its vocabulary, ready to ship."""
-  weights = hugging_face.HuggingFaceT5(source)
+  weights = hugging_face.HuggingFaceWeights(source)
   params = {
       name: base.read_variable(source, name) for name in weights.arrays}
-  hugging_face.save_hugging_face_t5(
-      target, state.unflatten(params), weights.config, "bfloat16")
+  hugging_face.save(
+      target, state.unflatten(params), weights.config, "bfloat16",
+      weights.family)
   if not os.path.samefile(
       os.path.dirname(pretrained.vocabulary_path()), target):
     shutil.copy(pretrained.vocabulary_path(), target)

@@ -1,12 +1,16 @@
 """Evaluation while training and after it: losses, predictions, metrics."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import copy
+import itertools
 import json
 
 import jax
 import numpy as np
 
-from prompt_tuning.data import batches, features, tasks
+from prompt_tuning import errors
+from prompt_tuning.data import batches, tasks, token_ids, vocabularies
+from prompt_tuning.metrics import perplexity
 from prompt_tuning.train import inputs, reporting, settings, sharding
 from prompt_tuning.train import step as step_lib
 
@@ -16,6 +20,7 @@ class Runner:
 
   def __init__(self, model, mesh: jax.sharding.Mesh):
     self._mesh = mesh
+    self._encoding = model.features
     self._replicated = sharding.replicated(mesh)
     self._loss = jax.jit(
         step_lib.make_eval_step(model), out_shardings=self._replicated)
@@ -25,26 +30,35 @@ class Runner:
         step_lib.make_score_step(model), out_shardings=self._replicated)
 
   def batches(
-      self, examples: features.Examples, dataset: settings.DatasetConfig,
-      limit: int | None = None,
+      self, examples: token_ids.Examples, dataset: settings.DatasetConfig,
+      limit: int | None = None, target: Sequence[int] | None = None,
   ) -> Iterator[tuple[dict[str, jax.Array], int]]:
-    """Batches in order, on devices, with how many of their rows are real."""
+    """Batches in order, on devices, with how many of their rows are real.
+
+    Args:
+      examples: of one task.
+      dataset: sizes of batches.
+      limit: at most so many batches.
+      target: ids in the place of every example's targets.
+    """
     sharding.check_batch_size(dataset.batch_size, self._mesh)
     index, count = sharding.process_shard(self._mesh)
     for batch in batches.eval_batches(
         examples, dataset.batch_size, dict(dataset.task_feature_lengths),
-        limit, dataset.bucket_lengths, index, count):
+        limit, dataset.bucket_lengths, index, count, self._encoding, target):
       yield (sharding.put_batch(batch.features, self._mesh),
              int(batch.is_real.sum()))
 
   def loss(self, trainable, frozen, examples, dataset, limit=None):
-    """Loss and accuracy a token, teacher-forced."""
+    """Loss, perplexity and accuracy a token, teacher-forced."""
     total = {}
     for batch, _ in self.batches(examples, dataset, limit):
       for name, value in self._loss(trainable, frozen, batch).items():
         total[name] = total.get(name, 0.0) + float(value)
     tokens = max(total["tokens"], 1.0)
     return {"loss": total["loss"] / tokens,
+            "perplexity": perplexity.perplexity(
+                total["loss"] - total["z_loss"], tokens),
             "token_accuracy": 100.0 * total["correct"] / tokens}
 
   def predict(self, trainable, frozen, examples, dataset, rng=None):
@@ -56,30 +70,96 @@ class Runner:
       found.extend(np.asarray(tokens)[:real])
     return found
 
-  def score(self, trainable, frozen, examples, dataset):
-    """Log-probability of every example's targets: a list of floats."""
+  def score(self, trainable, frozen, examples, dataset, target=None):
+    """Log-probability of every example's targets: a list of floats.
+
+    Args:
+      trainable: tree.
+      frozen: tree.
+      examples: of one task.
+      dataset: sizes of batches.
+      target: ids in the place of every example's targets.
+    """
     found = []
-    for batch, real in self.batches(examples, dataset):
+    for batch, real in self.batches(examples, dataset, target=target):
       scores = np.asarray(self._score(trainable, frozen, batch))[:real]
       found.extend(scores.tolist())
     return found
 
+  def rank(self, trainable, frozen, examples, dataset, labels):
+    """Log-probability of every label after every example: [N, labels].
+
+    Args:
+      trainable: tree.
+      frozen: tree.
+      examples: N of one task; their targets are not used.
+      dataset: sizes of batches.
+      labels: the ids of each label, see `label_ids`.
+    """
+    return np.stack([
+        np.asarray(self.score(trainable, frozen, examples, dataset, ids))
+        for ids in labels], axis=1)
+
+
+def label_ids(
+    task: tasks.Task, vocabulary: vocabularies.Vocabulary,
+    dataset: settings.DatasetConfig,
+) -> list[list[int]]:
+  """The ids of a task's label texts.
+
+  They end in an end-of-sequence only if one label begins another, which
+  would never be less likely than the longer one without.
+
+  Args:
+    task: has `label_texts`.
+    vocabulary: of the targets.
+    dataset: `task_feature_lengths` must hold every label.
+
+  Raises:
+    UserError: a label has no ids, is too long, or is the same as another.
+  """
+  found = [vocabulary.encode(text) for text in task.label_texts]
+  if len(set(map(tuple, found))) < len(found) or not all(found):
+    raise errors.UserError(
+        f"the labels of the task {task.name} must be different tokens, at "
+        f"least one each: {', '.join(map(repr, task.label_texts))} are not; "
+        "give other texts")
+  if any(one == other[:len(one)]
+         for one, other in itertools.permutations(found, 2)):
+    found = [[*ids, vocabulary.eos_id] for ids in found]
+  room = dataset.task_feature_lengths["targets"]
+  for text, ids in zip(task.label_texts, found):
+    if len(ids) > room:
+      raise errors.UserError(
+          f"the label {text!r} of the task {task.name} has {len(ids)} tokens, "
+          f"but TASK_FEATURE_LENGTHS['targets'] is {room}; raise it")
+  return found
+
 
 def run_task(
-    runner: Runner, task: tasks.Task, examples: features.Examples,
+    runner: Runner, task: tasks.Task, examples: token_ids.Examples,
     dataset: settings.DatasetConfig, model, trainable, frozen, rng=None,
 ) -> tuple[dict, list[dict]]:
   """Predicts a task's examples and scores them with its own metrics.
 
+  The prediction of a task with `label_texts` is the likeliest of them, of
+  another task what the model decodes.
+
   Returns:
     The metrics by name, and one row an example: input, target, output (the
-    decoded text) and prediction (after the task's postprocessor).
+    predicted text), prediction (after the task's postprocessor) and, of a
+    task with `label_texts`, scores (log-probabilities by label).
   """
   vocabulary = model.output_vocabulary
   originals = [examples.original(i) for i in range(len(examples))]
   targets = [_target_text(example, vocabulary) for example in originals]
-  outputs = scores = None
-  if task.metric_fns or not task.score_metric_fns:
+  outputs = scores = ranks = None
+  if task.label_texts:
+    ranks = runner.rank(
+        trainable, frozen, examples, dataset,
+        label_ids(task, vocabulary, dataset))
+    outputs = [task.label_texts[i] for i in np.argmax(ranks, axis=1)]
+  elif task.metric_fns or not task.score_metric_fns:
     ids = runner.predict(trainable, frozen, examples, dataset, rng)
     outputs = [vocabulary.decode(row.tolist()) for row in ids]
   if task.score_metric_fns:
@@ -89,6 +169,9 @@ def run_task(
       {"input": _shown(example), "target": target, "output": output,
        "prediction": tasks.postprocess(task, output, example, False)}
       for example, target, output in zip(originals, targets, outputs or [])]
+  if ranks is not None:
+    rows = [{**row, "scores": dict(zip(task.label_texts, of_labels.tolist()))}
+            for row, of_labels in zip(rows, ranks)]
   return metrics, rows
 
 
@@ -113,12 +196,19 @@ class Evaluator:
       metric_dataset: settings.DatasetConfig | None,
       loss_batches: int | None,
       rng: jax.Array,
+      runner: Runner | None = None,
   ):
     self._model, self._dir, self._rng = model, model_dir, rng
-    self._runner = Runner(model, mesh)
+    self._runner = runner or Runner(model, mesh)
     self._limit = loss_batches
     self._loss_data = _read(loss_dataset, model, model_dir)
     self._metric_data = _read(metric_dataset, model, model_dir)
+
+  def of_run(self, model_dir: str, rng: jax.Array) -> "Evaluator":
+    """The same evaluations for another run, into another folder."""
+    other = copy.copy(self)
+    other._dir, other._rng = model_dir, rng
+    return other
 
   def run(
       self, step: int, trainable, frozen, reporter: reporting.Reporter

@@ -6,7 +6,7 @@ import os
 import jax
 
 from prompt_tuning import errors
-from prompt_tuning.data import batches, features, tasks
+from prompt_tuning.data import batches, features, tasks, token_ids
 from prompt_tuning.train import settings, sharding
 
 
@@ -41,35 +41,36 @@ def _import(module: str):
 
 def tokenized(
     task: tasks.Task, dataset: settings.DatasetConfig, model, model_dir: str
-) -> features.Examples:
+) -> token_ids.Examples:
   """Examples of one task as ids, from the cache if they are there."""
   return features.tokenize(
       task, dataset.split, model.input_vocabulary, model.output_vocabulary,
       dict(dataset.task_feature_lengths),
-      dataset.cache_dir or os.path.join(model_dir, "cache"))
+      dataset.cache_dir or os.path.join(model_dir, "cache"), model.features)
 
 
 def train_examples(
     dataset: settings.DatasetConfig, model, model_dir: str,
-) -> list[tuple[features.Examples, float]]:
+) -> list[tuple[token_ids.Examples, float]]:
   """The tokenised tasks of a dataset with their rates."""
   return [(tokenized(task, dataset, model, model_dir), rate)
           for task, rate in members(dataset) if rate > 0]
 
 
 def train_batches(
-    examples: list[tuple[features.Examples, float]],
+    examples: list[tuple[token_ids.Examples, float]],
     dataset: settings.DatasetConfig, mesh: jax.sharding.Mesh, seed: int,
+    encoding: features.Encoding,
 ) -> batches.TrainBatches:
   """This process's part of an endless, restorable stream of batches."""
   index, count = sharding.process_shard(mesh)
   return batches.TrainBatches(
       examples, dataset.batch_size, seed, dict(dataset.task_feature_lengths),
       bucket_lengths=dataset.bucket_lengths,
-      process_index=index, process_count=count)
+      process_index=index, process_count=count, encoding=encoding)
 
 
-def truncation_notes(examples: features.Examples) -> list[str]:
+def truncation_notes(examples: token_ids.Examples) -> list[str]:
   """One sentence for each feature that had to be cut."""
   return [
       f"{cut.examples:,} of {len(examples):,} {examples.task_name} examples "

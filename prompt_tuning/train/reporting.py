@@ -49,6 +49,7 @@ class Reporter:
       initial_step: int = 0,
       stream: TextIO | None = None,
       seconds_between_lines: float = 10.0,
+      display: Any = None,
   ):
     """Opens the logs, without what was logged after `first_step`.
 
@@ -59,6 +60,7 @@ class Reporter:
       initial_step: the step that the run began at, where its bar is empty.
       stream: where to print, None for standard error.
       seconds_between_lines: see the class.
+      display: what to show it on, see `part`; None for one of its own.
 
     Raises:
       UserError: when the directory cannot be written to.
@@ -74,7 +76,7 @@ class Reporter:
     for path in (self._directory / TRAIN_LOG, *_metrics_paths(directory)):
       self._log(path)
     self._writer = None
-    self._display = _display(
+    self._display = display or _display(
         stream or sys.stderr, initial_step, first_step, total_steps,
         seconds_between_lines)
 
@@ -83,6 +85,13 @@ class Reporter:
 
   def __exit__(self, *unused):
     self.close()
+
+  def part(self, directory: str | os.PathLike, name: str) -> "Reporter":
+    """A reporter of one of several runs that share this one's terminal."""
+    if not self._active:
+      return Reporter(directory, 0)
+    return Reporter(
+        directory, 0, self._first_step, display=_Part(self._display, name))
 
   def advance(self, step: int) -> None:
     """Moves the bar; cheap enough for every step."""
@@ -96,6 +105,17 @@ class Reporter:
     self._log(self._directory / TRAIN_LOG).write(step, metrics)
     self._tensorboard("train", step, metrics)
     self._display.advance(step, metrics)
+
+  def average(
+      self, step: int, epoch: float, metrics: Mapping[str, float]
+  ) -> None:
+    """Prints training's averages since the last evaluation, if any."""
+    if self._active and metrics:
+      shown = {name: metrics[name] for name in (
+          "loss", "perplexity", "token_accuracy") if name in metrics}
+      self._display.note(
+          f"step {step:,} · epoch {_short(epoch)} · training · "
+          f"{_numbers(shown)}")
 
   def evaluation(
       self, step: int, task: str, metrics: Mapping[str, Any]
@@ -189,8 +209,8 @@ def learning_curve(
   Raises:
     UserError: when nothing was logged, or the picture cannot be written.
   """
-  losses = _series(_read_log(pathlib.Path(directory) / TRAIN_LOG), "loss")
-  metrics = _metric_series(directory)
+  losses = training_losses(directory)
+  metrics = metric_series(directory)
   if not losses and not metrics:
     raise UserError(
         f"{directory} has no logged step, so there is no curve to draw; train "
@@ -209,7 +229,7 @@ def learning_curve(
     _draw_metrics(axes[-1], metrics)
   steps = [step for points in (losses, *metrics.values()) for step, _ in points]
   for panel in axes:
-    _finish(panel, min(steps), max(steps))
+    finish_panel(panel, min(steps), max(steps))
   picture = io.BytesIO()
   figure.savefig(picture, format="png")
   _write_whole(pathlib.Path(path_png), picture.getvalue())
@@ -424,6 +444,26 @@ class _Bar:
     self._progress.stop()
 
 
+class _Part:
+  """What one of several runs shows: its sentences, under its name."""
+
+  def __init__(self, display, name):
+    self._display = display
+    self._name = name
+
+  def advance(self, step, metrics):
+    pass  # The runs move together, and the whole shows how far.
+
+  def pause(self):
+    self._display.pause()
+
+  def note(self, sentence):
+    self._display.note(f"{self._name} · {sentence}")
+
+  def close(self):
+    pass
+
+
 def _display(stream, initial_step, first_step, total_steps, seconds):
   if stream.isatty():
     return _Bar(stream, initial_step, first_step, total_steps)
@@ -469,7 +509,12 @@ def _series(records, name) -> list[tuple[int, float]]:
       if isinstance(record.get(name), (int, float))]
 
 
-def _metric_series(directory) -> dict[str, list[tuple[int, float]]]:
+def training_losses(directory) -> list[tuple[int, float]]:
+  """(step, loss) of each line of a run's log."""
+  return _series(_read_log(pathlib.Path(directory) / TRAIN_LOG), "loss")
+
+
+def metric_series(directory) -> dict[str, list[tuple[int, float]]]:
   """{"task metric": [(step, value), …]} of all evaluations."""
   series = {}
   for path in _metrics_paths(directory):
@@ -477,7 +522,8 @@ def _metric_series(directory) -> dict[str, list[tuple[int, float]]]:
     records = _read_log(path)
     for name in dict.fromkeys(key for record in records for key in record):
       points = _series(records, name)
-      if name != "step" and points:
+      # Perplexity is the loss once more, on a scale that hides the others.
+      if name not in ("step", "perplexity") and points:
         series[f"{task} {name}"] = points
   return series
 
@@ -500,21 +546,26 @@ def _draw_loss(axes, points) -> None:
     axes.set_ylim(bottom=min(0.0, losses.min()))
 
 
+def line_style(number: int) -> dict[str, str]:
+  """Colour and dashes that tell up to 18 lines apart."""
+  return {"color": _COLOURS[number % len(_COLOURS)],
+          "linestyle": ("-", "--", ":")[number // len(_COLOURS) % 3]}
+
+
 def _draw_metrics(axes, metrics: Mapping[str, list]) -> None:
   axes.set_title("Evaluation", loc="left", fontsize=10, fontweight="bold")
   for i, (label, points) in enumerate(metrics.items()):
     steps, values = np.transpose(points)
     axes.plot(
         steps, values, label=f"{label}  {_short(values[-1])}",
-        color=_COLOURS[i % len(_COLOURS)],
-        linestyle=("-", "--", ":")[i // len(_COLOURS) % 3],
-        linewidth=1.6, marker="o", markersize=3.5, clip_on=False)
+        linewidth=1.6, marker="o", markersize=3.5, clip_on=False,
+        **line_style(i))
   values = [value for points in metrics.values() for _, value in points]
   axes.set_ylim(min(0.0, *values), 1.04 * max(values) or 1.0)
   axes.legend(frameon=False, fontsize=8, loc="best")
 
 
-def _finish(axes, first: int, last: int) -> None:
+def finish_panel(axes, first: int, last: int) -> None:
   """The same plain look, and the same steps, for every panel."""
   from matplotlib import ticker
   axes.set_xlabel("step", fontsize=9)

@@ -12,7 +12,7 @@ import gin
 
 from prompt_tuning import errors
 
-_WEIGHT_DTYPES = ("float32", "bfloat16")
+_WEIGHT_DTYPES = ("float32", "bfloat16", "int8")
 
 
 def check_positive(name: str, value: Any) -> None:
@@ -103,8 +103,9 @@ class RestoreCheckpointConfig:
   Attributes:
     path: a T5X checkpoint or a Hugging Face directory; None trains from
       scratch, which needs TRAINABLE_REGEX to match every parameter.
-    dtype: of the frozen weights in memory, "float32" or "bfloat16"; trained
-      parameters are always float32.
+    dtype: of the frozen weights in memory, "float32", "bfloat16" or "int8"
+      (of kernels and embedding tables, see `models.quantized`; the rest is
+      float32); trained parameters are always float32.
   """
 
   path: str | None

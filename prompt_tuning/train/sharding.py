@@ -39,6 +39,11 @@ LOGICAL_AXIS_RULES: Rules = (
     ("length", None),
     ("prompt", None),
     ("prompt_embed", None),
+    ("prompt_hidden", None),
+    ("prompt_rank", None),
+    ("prefix", None),
+    ("tasks", None),
+    ("lora_rank", None),
 )
 
 
@@ -190,9 +195,9 @@ def state_shardings(
   return jax.tree_util.tree_map_with_path(find, abstract_state)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
   """Rows over the data and the fully sharded devices, the rest whole."""
-  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+  return NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -237,18 +242,19 @@ def process_shard(mesh: Mesh) -> tuple[int, int]:
 
 
 def put_batch(
-    batch: Mapping[str, np.ndarray], mesh: Mesh
+    batch: Mapping[str, np.ndarray], mesh: Mesh, axis: int = 0
 ) -> dict[str, jax.Array]:
   """Makes the global batch of the rows that each process has read.
 
   Args:
     batch: for each feature, [local rows, ...]: this process's `process_shard`.
     mesh: from `make_mesh`.
+    axis: which axis the rows are on.
 
   Returns:
     For each feature, [B, ...], split by `batch_sharding`.
   """
-  sharding = batch_sharding(mesh)
+  sharding = batch_sharding(mesh, axis)
   return {
       name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
       for name, rows in batch.items()}

@@ -35,7 +35,8 @@ class TrainState(NamedTuple):
 
 
 _LEAST_MEMORY = {
-    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
 @functools.cache
@@ -44,7 +45,9 @@ def compiler_options() -> dict[str, str] | None:
 
   On CPU, XLA orders independent operations to run side by side by default,
   which keeps more of them in memory (643 instead of 502 MB for T5 small, batch
-  8, inputs 128, prompt 100); a step's products use all cores anyway.
+  8, inputs 128, prompt 100); a step's products use all cores anyway. And it
+  drops the barriers of `jax.checkpoint`, then finds that what is to be
+  computed again was computed before, and keeps it.
 
   Returns:
     Options for `jax.jit`; None on other backends and where this release of
@@ -83,6 +86,28 @@ def make_train_step(
   Raises:
     UserError: if the model's `loss_normalizing_factor` is not one.
   """
+  gradient = make_gradient(model, num_microbatches, use_dropout)
+
+  def train_step(state: TrainState, frozen: Tree, batch, rng: jax.Array):
+    gradients, sums = gradient(
+        state.trainable, frozen, batch, rng, state.step)
+    return update(optimizer, state, gradients, sums)
+
+  return train_step
+
+
+def make_gradient(
+    model, num_microbatches: int = 1, use_dropout: bool = False
+) -> Callable[..., tuple[Tree, dict[str, jax.Array]]]:
+  """Builds the first half of a step, see `make_train_step`.
+
+  Returns:
+    A function (trainable, frozen, batch, rng, step) -> (gradient of the
+    normalised loss to the trainable tree, sums over the batch).
+
+  Raises:
+    UserError: if the model's `loss_normalizing_factor` is not one.
+  """
   _check_factor(model.loss_normalizing_factor)
 
   def loss(trainable, frozen, batch, rng):
@@ -92,31 +117,38 @@ def make_train_step(
 
   gradient = jax.grad(loss, has_aux=True)
 
-  def train_step(state: TrainState, frozen: Tree, batch, rng: jax.Array):
-    rng = jax.random.fold_in(rng, state.step) if use_dropout else None
+  def normalized(trainable: Tree, frozen: Tree, batch, rng, step: jax.Array):
+    rng = jax.random.fold_in(rng, step) if use_dropout else None
     if num_microbatches == 1:
-      gradients, sums = gradient(state.trainable, frozen, batch, rng)
+      gradients, sums = gradient(trainable, frozen, batch, rng)
     else:
       gradients, sums = _accumulate(
-          functools.partial(gradient, state.trainable, frozen), batch, rng,
+          functools.partial(gradient, trainable, frozen), batch, rng,
           num_microbatches)
     scale = _normalizer(model.loss_normalizing_factor, sums)
-    gradients = jax.tree.map(lambda g: g / scale, gradients)
-    norm = optax.tree.norm(gradients)
-    updates, optimizer_state = optimizer.update(
-        gradients, state.optimizer_state, state.trainable)
-    # A learning rate may take finite gradients out of float32's range.
-    is_finite = (jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-                 & jnp.isfinite(optax.tree.norm(updates)))
-    updated = state._replace(
-        trainable=optax.apply_updates(state.trainable, updates),
-        optimizer_state=optimizer_state)
-    kept = jax.tree.map(
-        lambda new, old: jnp.where(is_finite, new, old), updated, state)
-    metrics = {**sums, "gradient_norm": norm, "is_finite": is_finite}
-    return kept._replace(step=state.step + 1), metrics
+    return jax.tree.map(lambda g: g / scale, gradients), sums
 
-  return train_step
+  return normalized
+
+
+def update(
+    optimizer: optax.GradientTransformation, state: TrainState,
+    gradients: Tree, sums: dict[str, jax.Array],
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """The second half of a step: gradient and sums -> new state and metrics."""
+  norm = optax.tree.norm(gradients)
+  updates, optimizer_state = optimizer.update(
+      gradients, state.optimizer_state, state.trainable)
+  # A learning rate may take finite gradients out of float32's range.
+  is_finite = (jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
+               & jnp.isfinite(optax.tree.norm(updates)))
+  updated = state._replace(
+      trainable=optax.apply_updates(state.trainable, updates),
+      optimizer_state=optimizer_state)
+  kept = jax.tree.map(
+      lambda new, old: jnp.where(is_finite, new, old), updated, state)
+  metrics = {**sums, "gradient_norm": norm, "is_finite": is_finite}
+  return kept._replace(step=state.step + 1), metrics
 
 
 def _check_factor(factor: float | str | None):

@@ -1,6 +1,7 @@
 """Base checkpoints to read: a T5X writer, and a small T5 of each version."""
 
 import gzip
+import importlib.util
 import itertools
 import json
 import os
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from prompt_tuning.checkpoints import hugging_face
 from prompt_tuning.models import t5
@@ -103,13 +105,46 @@ class SmallT5:
   def save(cls, folder, config=config, dtype=np.float32, **changes):
     """Writes random parameters as a Hugging Face directory; gives them."""
     params = cls.params(config, dtype, **changes)
-    hugging_face.save_hugging_face_t5(folder, params, config, dtype)
+    hugging_face.save(folder, params, config, dtype, "t5")
     return params
 
   @staticmethod
   def flat(tree):
     """Path -> leaf."""
     return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+@pytest.fixture(scope="session")
+def causal_lm_maker(expectations):
+  """The script that wrote the expectations of all decoder-only families."""
+  path = expectations.parent / "make_causal_lm_expectations.py"
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture(scope="session")
+def write_family(causal_lm_maker, expectations):
+  """Writes the directory of one of the maker's cases, without torch.
+
+  Returns (folder, case, **config.json's changes) -> what transformers gave.
+  """
+
+  def write(folder, case, **changes):
+    with np.load(
+        expectations / f"causal_lm_{case}.npz", allow_pickle=False) as file:
+      expected = dict(file)
+    tensors, content = causal_lm_maker.stored(
+        case, causal_lm_maker.weights(
+            json.loads(str(expected["shapes"])), int(expected["seed"])),
+        json.loads(str(expected["config"])))
+    folder.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({**content, **changes}))
+    return expected
+
+  return write
 
 
 @pytest.fixture(scope="session")

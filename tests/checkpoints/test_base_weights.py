@@ -21,7 +21,7 @@ from prompt_tuning import checkpoints
 from prompt_tuning.checkpoints import base, hugging_face
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import card
-from prompt_tuning.models import t5
+from prompt_tuning.models import causal_lm, t5
 
 BFLOAT16 = np.dtype(jnp.bfloat16)
 QUERY = "encoder/layers_0/attention/query/kernel"
@@ -44,8 +44,8 @@ def written(request, tmp_path, small_t5, write_t5x):
   if request.param == "t5x":
     write_t5x(tmp_path / "c", flat(params), chunks=halves)
   else:
-    hugging_face.save_hugging_face_t5(
-        tmp_path / "c", params, small_t5.config, np.float32)
+    hugging_face.save(
+        tmp_path / "c", params, small_t5.config, np.float32, "t5")
   return tmp_path / "c", params
 
 
@@ -288,27 +288,52 @@ def peak(path, dtype):
   return json.loads(done.stdout.splitlines()[-1])
 
 
+_SIZES = {
+    "vocab_size": 32128, "embed_dim": 512, "num_layers": 8, "num_heads": 8,
+    "head_dim": 64, "mlp_dim": 2048, "norm": "layer_norm",
+    "mlp_activations": ("gelu",), "qkv_bias": True, "attention_out_bias": True,
+    "mlp_bias": True}
+FUSED = {
+    "gpt2": causal_lm.Config(**_SIZES, positions="learned"),
+    "bloom": causal_lm.Config(
+        **_SIZES, positions="alibi", embedding_norm=True)}
+
+
+def random_causal_lm(config):
+  rng = np.random.default_rng(0)
+  abstract = jax.eval_shape(lambda: causal_lm.CausalLM(config).init(
+      jax.random.key(0), jnp.ones((1, 4), jnp.int32)))["params"]
+  return jax.tree.map(
+      lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), abstract)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK),
     reason="resident memory is read from Linux's /proc")
-@pytest.mark.parametrize("kind", ["t5x", "orbax", "hugging_face"])
+@pytest.mark.parametrize(
+    "kind", ["t5x", "orbax", "hugging_face", "gpt2", "bloom"])
 def test_peak_memory_is_at_most_1_3_of_the_weights(
     tmp_path, kind, small_t5, write_t5x):
-  small = {
-      **small_t5.config, "vocab_size": 32128, "embed_dim": 512, "num_heads": 6,
-      "head_dim": 64, "mlp_dim": 1024, "num_encoder_layers": 8,
-      "num_decoder_layers": 8}
-  params = small_t5.params(small)
   path = tmp_path / "checkpoint_1"
+  if kind in FUSED:  # queries, keys and values in one tensor
+    params = random_causal_lm(FUSED[kind])
+    hugging_face.save(path, params, FUSED[kind], np.float32)
+    assert base.open_base(path).family == kind
+  else:
+    small = {
+        **small_t5.config, "vocab_size": 32128, "embed_dim": 512,
+        "num_heads": 6, "head_dim": 64, "mlp_dim": 1024,
+        "num_encoder_layers": 8, "num_decoder_layers": 8}
+    params = small_t5.params(small)
   if kind == "t5x":
     write_t5x(path, flat(params))
   elif kind == "orbax":
     ocp = pytest.importorskip("orbax.checkpoint")
     with ocp.PyTreeCheckpointer() as saver:
       saver.save(path / "state", {"target": params})
-  else:
-    hugging_face.save_hugging_face_t5(path, params, small, np.float32)
+  elif kind == "hugging_face":
+    hugging_face.save(path, params, small, np.float32, "t5")
   for dtype, size in (("float32", 4), ("bfloat16", 2)):
     ratio, loaded = peak(path, dtype)
     print(f"{kind} {dtype}: {loaded / 1e6:.0f} MB, peak {ratio:.2f} x")

@@ -42,7 +42,7 @@ def test_what_is_saved_is_read(
   config = getattr(small_t5, config)
   monkeypatch.setattr(checkpoints, "BLOCK_BYTES", block_bytes)
   params = small_t5.save(tmp_path / "m", config, dtype)
-  weights = hugging_face.HuggingFaceT5(tmp_path / "m")
+  weights = hugging_face.HuggingFaceWeights(tmp_path / "m")
   assert weights.config == config
   assert weights.unknown == ()
   assert_same(read_all(weights), small_t5.flat(params))
@@ -90,7 +90,7 @@ def split_into_shards(folder):
 def test_shards(tmp_path, small_t5):
   params = small_t5.save(tmp_path)
   split_into_shards(tmp_path)
-  weights = hugging_face.HuggingFaceT5(tmp_path)
+  weights = hugging_face.HuggingFaceWeights(tmp_path)
   assert_same(read_all(weights), small_t5.flat(params))
   shard = tmp_path / "model-00002-of-00003.safetensors"
   tensors = safetensors.numpy.load_file(shard)
@@ -98,10 +98,10 @@ def test_shards(tmp_path, small_t5):
   del tensors[lost]
   safetensors.numpy.save_file(tensors, shard)
   with pytest.raises(UserError, match=f"00002-of-00003.*lacks {lost}"):
-    hugging_face.HuggingFaceT5(tmp_path)
+    hugging_face.HuggingFaceWeights(tmp_path)
   shard.unlink()
   with pytest.raises(UserError, match="00002-of-00003.* is missing"):
-    hugging_face.HuggingFaceT5(tmp_path)
+    hugging_face.HuggingFaceWeights(tmp_path)
 
 
 def test_an_index_cannot_leave_the_folder(tmp_path, small_t5):
@@ -110,7 +110,7 @@ def test_an_index_cannot_leave_the_folder(tmp_path, small_t5):
   (tmp_path / "m" / "model.safetensors.index.json").write_text(
       json.dumps({"weight_map": {"shared.weight": "../x.safetensors"}}))
   with pytest.raises(UserError, match=r"index\.json.*x\.safetensors"):
-    hugging_face.HuggingFaceT5(tmp_path / "m")
+    hugging_face.HuggingFaceWeights(tmp_path / "m")
 
 
 def edit(folder, change):
@@ -131,7 +131,7 @@ def test_copies_of_the_table_are_known(tmp_path, small_t5):
     tensors["qa_outputs.weight"] = table.copy()
 
   edit(tmp_path, rename)
-  weights = hugging_face.HuggingFaceT5(tmp_path)
+  weights = hugging_face.HuggingFaceWeights(tmp_path)
   assert weights.unknown == ("qa_outputs.weight",)
   assert_same(read_all(weights), small_t5.flat(params))
 
@@ -153,7 +153,7 @@ def test_which_models_tie_their_logits(tmp_path, values, tied, small_t5):
   content = json.loads((tmp_path / "config.json").read_text())
   (tmp_path / "config.json").write_text(
       json.dumps({k: v for k, v in content.items() if v is not None}))
-  weights = hugging_face.HuggingFaceT5(tmp_path)
+  weights = hugging_face.HuggingFaceWeights(tmp_path)
   assert weights.config["tie_logits"] == tied
   assert ("decoder/logits_dense/kernel" in weights.arrays) != tied
 
@@ -187,7 +187,7 @@ def logits_of_hugging_face(model, inputs, decoder_inputs):
 
 
 def our_logits(small_t5, folder, inputs, decoder_inputs):
-  config = hugging_face.HuggingFaceT5(folder).config
+  config = hugging_face.HuggingFaceWeights(folder).config
   params = base.load_base(folder, small_t5.abstract(config), np.float32)
   return t5.EncoderDecoder(t5.Config(**config)).apply(
       {"params": params}, inputs, decoder_inputs, enable_dropout=False)
@@ -248,10 +248,10 @@ def saved(tmp_path, small_t5):
 def test_a_pickle_is_never_read(saved):
   os.rename(saved / "model.safetensors", saved / "pytorch_model.bin")
   with pytest.raises(UserError, match="never read; convert.*save_pretrained"):
-    hugging_face.HuggingFaceT5(saved)
+    hugging_face.HuggingFaceWeights(saved)
   os.remove(saved / "pytorch_model.bin")
   with pytest.raises(UserError, match="has no weights"):
-    hugging_face.HuggingFaceT5(saved)
+    hugging_face.HuggingFaceWeights(saved)
 
 
 def test_truncated_weights_are_named(saved):
@@ -260,7 +260,7 @@ def test_truncated_weights_are_named(saved):
   for length in [0, 1, 7, 8, 9, *range(10, len(data), 997), len(data) - 1]:
     file.write_bytes(data[:length])
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
-      read_all(hugging_face.HuggingFaceT5(saved))
+      read_all(hugging_face.HuggingFaceWeights(saved))
 
 
 def test_a_header_that_claims_more_than_the_file(saved):
@@ -269,14 +269,14 @@ def test_a_header_that_claims_more_than_the_file(saved):
   for claim in (len(data), 2**40, 2**63, 2**64 - 1):
     file.write_bytes(struct.pack("<Q", claim) + data[8:])
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
-      hugging_face.HuggingFaceT5(saved)
+      hugging_face.HuggingFaceWeights(saved)
   (length,) = struct.unpack("<Q", data[:8])
   header = json.loads(data[8:8 + length])
   header["shared.weight"]["shape"] = [10**9, 8]
   text = json.dumps(header).encode()
   file.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length:])
   with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
-    hugging_face.HuggingFaceT5(saved)
+    hugging_face.HuggingFaceWeights(saved)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
@@ -292,7 +292,7 @@ def test_damage_ends_in_a_sentence_or_nowhere(saved, name):
       damaged[place] = rng.integers(256)
     file.write_bytes(damaged)
     try:
-      read_all(hugging_face.HuggingFaceT5(saved))
+      read_all(hugging_face.HuggingFaceWeights(saved))
     except UserError as error:
       told += 1
       assert str(saved) in str(error)
@@ -311,7 +311,7 @@ def test_damage_ends_in_a_sentence_or_nowhere(saved, name):
 def test_a_config_that_is_not_read(saved, values, sentence):
   set_config(saved, **values)
   with pytest.raises(UserError, match=sentence):
-    hugging_face.HuggingFaceT5(saved)
+    hugging_face.HuggingFaceWeights(saved)
 
 
 def test_quantised_weights_are_refused(saved):
@@ -320,15 +320,15 @@ def test_quantised_weights_are_refused(saved):
 
   edit(saved, quantise)
   with pytest.raises(UserError, match=r"shared\.weight as I8"):
-    hugging_face.HuggingFaceT5(saved)
+    hugging_face.HuggingFaceWeights(saved)
 
 
 def test_a_prompt_has_no_place_in_a_base_model(tmp_path, small_t5):
   params = small_t5.params()
   params["encoder"]["prompt"] = {"prompt": {"prompt": np.ones((2, 8))}}
   with pytest.raises(UserError, match="encoder/prompt/prompt/prompt"):
-    hugging_face.save_hugging_face_t5(
-        tmp_path / "m", params, small_t5.config, np.float32)
+    hugging_face.save(
+        tmp_path / "m", params, small_t5.config, np.float32, "t5")
   assert not (tmp_path / "m").exists()
 
 

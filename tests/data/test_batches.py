@@ -255,3 +255,39 @@ def test_evaluation_in_buckets_and_on_processes():
                 for name in one.features}
     same(one.features, together)
     assert first.indices.tolist() == one.indices.tolist()
+
+
+def test_batches_of_a_decoder():
+  encoding = features.DecoderOnly()
+  stream = batches.TrainBatches(
+      MIXED, 8, 3, LENGTHS, [16, 32], encoding=encoding)
+  plain = batches.TrainBatches(MIXED, 8, 3, LENGTHS, [16, 32])
+  assert stream.get_state()["order"] == plain.get_state()["order"]
+  widths = set()
+  for batch, other in itertools.islice(zip(stream, plain), 20):
+    assert seen(batch) == seen(other)
+    inputs = other["encoder_input_tokens"]
+    assert batch["decoder_input_tokens"].shape == (
+        8, inputs.shape[1] + LENGTHS["targets"])
+    np.testing.assert_array_equal(
+        batch["decoder_target_positions"][:, 0] + 1, (inputs > 0).sum(axis=1))
+    widths.add(inputs.shape[1])
+  assert widths == {16, 32, 64}
+
+
+def test_evaluation_of_a_decoder_fills_the_last_batch():
+  found = list(batches.eval_batches(
+      make_examples([4] * 5), 4, LENGTHS, encoding=features.DecoderOnly()))
+  weights = found[1].features["decoder_loss_weights"].sum(axis=1)
+  assert weights.tolist() == [1, 0, 0, 0]
+  assert found[1].is_real.tolist() == [True, False, False, False]
+
+
+def test_one_target_for_every_example():
+  for encoding in (features.EncoderDecoder(), features.DecoderOnly()):
+    (batch,) = batches.eval_batches(
+        make_examples([4, 5, 6]), 4, LENGTHS, encoding=encoding,
+        target=[70, 71])
+    assert batch.features["decoder_target_tokens"].tolist() == [[70, 71]] * 4
+    assert batch.features["decoder_loss_weights"].tolist() == [
+        [1, 1], [1, 1], [1, 1], [0, 0]]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning import errors
-from prompt_tuning.data import features, tasks, vocabularies
+from prompt_tuning.data import features, tasks, token_ids, vocabularies
 
 BYTES = vocabularies.ByteVocabulary()
 LENGTHS = {"inputs": 6, "targets": 3}
@@ -50,7 +50,8 @@ def test_ids_end_in_one_eos_and_what_is_cut_is_counted():
       ([1], [120, 121, 1]),
   ]
   assert examples.truncated == {
-      "inputs": features.Truncation(1, 3), "targets": features.Truncation(1, 1)}
+      "inputs": token_ids.Truncation(1, 3),
+      "targets": token_ids.Truncation(1, 1)}
   assert examples.lengths("inputs").tolist() == [4, 6, 1]
   assert examples.arrays["inputs"].dtype == np.int32
 
@@ -160,7 +161,7 @@ def test_an_array_of_objects_in_the_cache_is_not_loaded(tmp_path):
   bad = folder / "inputs.npy"
   np.save(bad, np.array([{}], object), allow_pickle=True)
   index = json.loads((folder / "index.json").read_text())
-  index["sha256"]["inputs"] = features._sha256(bad)
+  index["sha256"]["inputs"] = token_ids.sha256(bad)
   (folder / "index.json").write_text(json.dumps(index))
   with pytest.warns(UserWarning, match="damaged"):
     run(task, tmp_path)
@@ -241,3 +242,119 @@ def test_model_features_are_seqios(shared_data):
     expected = np.stack([row[name] for row in converted])
     np.testing.assert_array_equal(value, expected)
     assert value.dtype == expected.dtype
+
+
+DECODER = features.DecoderOnly()
+
+
+class Begun(vocabularies.ByteVocabulary):
+  """Bytes behind a beginning-of-sequence, 2, as Llama's tokenizer has it."""
+
+  def encode_inputs(self, text):
+    return [2, *self.encode(text)]
+
+
+def run_decoder(task, vocabulary=BYTES, cache_dir=None, lengths=LENGTHS):
+  return features.tokenize(
+      task, "train", vocabulary, vocabulary, lengths, cache_dir, DECODER)
+
+
+def test_inputs_of_a_decoder_do_not_end_and_lose_their_start():
+  examples = run_decoder(make_task(ROWS[:2])[0])
+  assert [row[:2] for row in contents(examples)] == [
+      ([100, 101, 102], [123, 1]),
+      ([102, 103, 104, 105, 106, 107], [123, 124, 1]),
+  ]
+  assert examples.truncated == {
+      "inputs": token_ids.Truncation(1, 2),
+      "targets": token_ids.Truncation(1, 1)}
+
+
+def test_the_beginning_of_sequence_stays_in_front():
+  examples = run_decoder(make_task()[0], Begun())
+  assert [row[0] for row in contents(examples)] == [
+      [2, 100, 101, 102], [2, 103, 104, 105, 106, 107], [2]]
+  # No room for more than it: the text goes on from its end all the same.
+  assert DECODER.cut_inputs([2, 100, 101], 1, Begun()) == [101]
+
+
+@pytest.mark.parity
+def test_cut_as_tokenizers_cut_on_the_left():
+  tokenizers = pytest.importorskip("tokenizers")
+  words = {word: i for i, word in enumerate("<s> a b c d e f".split())}
+  theirs = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "a"))
+  theirs.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  theirs.post_processor = tokenizers.processors.TemplateProcessing(
+      single="<s> $A", special_tokens=[("<s>", 0)])
+
+  class Ours(vocabularies.Vocabulary):
+    eos_id = 1
+
+    def encode_inputs(self, text):
+      return theirs.encode(text).ids
+
+  text = "a b c d e f"
+  whole = theirs.encode(text).ids
+  for length in range(2, 9):
+    ours = DECODER.cut_inputs(whole, length, Ours())
+    theirs.enable_truncation(length, direction="left")
+    assert list(ours) == theirs.encode(text).ids
+    theirs.no_truncation()
+
+
+def test_ids_for_an_encoder_end_in_what_a_decoder_leaves_out():
+  assert DECODER.input_ids([5, 6, 1], BYTES) == [5, 6]
+  assert DECODER.input_ids([5, 1, 6], BYTES) == [5, 1, 6]
+  assert DECODER.input_ids([5, 6, 1], BYTES, add_eos=False) == [5, 6, 1]
+  assert DECODER.input_ids(b"a", Begun()) == [2, 100]
+
+
+def test_a_decoder_needs_something_to_go_on_from():
+  with pytest.raises(errors.UserError, match="example 3 of mine/train has em"):
+    run_decoder(make_task()[0])
+
+
+def test_kinds_of_models_have_caches_of_their_own(tmp_path):
+  task, calls = make_task(ROWS[:2])
+  first, second = run(task, tmp_path), run_decoder(task, cache_dir=tmp_path)
+  assert calls == ["train"] * 2
+  assert first.fingerprint != second.fingerprint
+  assert contents(run_decoder(task, cache_dir=tmp_path)) == contents(second)
+  assert calls == ["train"] * 2
+
+
+def test_decoder_only_features_by_hand():
+  # Id 0 is a token here: nothing may take it for padding.
+  made = DECODER.padded([[7, 0, 5], [8]], [[3, 1], [0, 9, 4, 1]], 4, 4)
+  expected = {
+      "decoder_input_tokens": [[7, 0, 5, 3, 0, 0, 0, 0],
+                               [8, 0, 9, 4, 0, 0, 0, 0]],
+      "decoder_target_tokens": [[3, 1, 0, 0], [0, 9, 4, 1]],
+      "decoder_loss_weights": [[1, 1, 0, 0], [1, 1, 1, 1]],
+      "decoder_target_positions": [[2, 3, 4, 5], [0, 1, 2, 3]],
+  }
+  assert tuple(made) == DECODER.names
+  for name, value in expected.items():
+    assert made[name].dtype == np.int32
+    assert made[name].tolist() == value
+
+
+def test_targets_are_predicted_from_all_before_them():
+  """The features put together again are the texts."""
+  draw = np.random.default_rng(0)
+  inputs = [draw.integers(0, 9, draw.integers(1, 8)) for _ in range(30)]
+  targets = [draw.integers(0, 9, draw.integers(1, 5)) for _ in range(30)]
+  made = DECODER.padded(inputs, targets, 7, 4)
+  for i, (before, after) in enumerate(zip(inputs, targets)):
+    count = made["decoder_loss_weights"][i].sum()
+    assert count == len(after)
+    for j, place in enumerate(made["decoder_target_positions"][i, :count]):
+      context = made["decoder_input_tokens"][i, :place + 1]
+      assert context.tolist() == [*before, *after[:j]]
+      assert made["decoder_target_tokens"][i, j] == after[j]
+
+
+def test_names_are_the_features():
+  both = features.EncoderDecoder()
+  assert tuple(sorted(both.padded([[5, 1]], [[1]], 2, 1))) == tuple(
+      sorted(both.names))

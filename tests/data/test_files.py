@@ -8,7 +8,7 @@ import pytest
 
 from prompt_tuning import errors
 from prompt_tuning.data import features, files, tasks, vocabularies
-from prompt_tuning.metrics import accuracy
+from prompt_tuning.metrics import accuracy, bleu
 
 
 def write(path, content):
@@ -198,7 +198,7 @@ def test_unknown_label_names_its_line(tmp_path):
 
 @pytest.mark.parametrize("settings, message", [
     ({}, "FileTask has no files"),
-    ({"train": "rows.txt"}, "cannot tell how rows.txt"),
+    ({"train": "rows.dat"}, "cannot tell how rows.dat"),
     ({"train": "none.tsv"}, "FileTask.train='none.tsv': No such file"),
     ({"train": "rows.tsv", "inputs": "{text"}, "FileTask.inputs='{text'"),
     ({"train": "rows.tsv", "inputs": "{}"}, "plain column names"),
@@ -215,3 +215,91 @@ def test_json_scalars_become_text(tmp_path):
   rows = [{"text": 1.5, "label": True}, {"text": -3, "label": False}]
   path = write(tmp_path / "rows.jsonl", "\n".join(map(json.dumps, rows)))
   assert pairs(files.FileTask(train=path)) == [("1.5", "True"), ("-3", "False")]
+
+
+E2E = """name : A | food : French||A serves French food .\t
+name : B | food : Thai || B is Thai .
+
+name : A | food : French|| French food is at A .
+"""
+
+
+def e2e(path, **settings):
+  return files.FileTask(**{
+      "train": path, "validation": path, "separator": "||",
+      "columns": ["table", "text"], "inputs": "{table}\nText:",
+      "targets": " {text}", "several_references": True,
+      "metric_fns": (bleu.bleu,)} | settings)
+
+
+def test_separated_fields_lose_outer_white_space(tmp_path):
+  for name in ("rows.txt", "rows.txt.gz"):
+    task = e2e(write(tmp_path / name, E2E))
+    assert pairs(task) == [
+        ("name : A | food : French\nText:", " A serves French food ."),
+        ("name : B | food : Thai\nText:", " B is Thai ."),
+        ("name : A | food : French\nText:", " French food is at A .")]
+
+
+def test_rows_with_the_same_inputs_are_references_of_one_example(tmp_path):
+  task = e2e(write(tmp_path / "rows.txt", E2E))
+  examples = list(task.examples("validation"))
+  assert pairs(task, "validation") == [
+      ("name : A | food : French\nText:", " A serves French food ."),
+      ("name : B | food : Thai\nText:", " B is Thai .")]
+  assert [row["references"] for row in examples] == [
+      [" A serves French food .", " French food is at A ."], [" B is Thai ."]]
+  targets = [row["targets"] for row in examples]
+  found = tasks.evaluate(
+      task, examples, targets, ["French food is at A .", "B is Thai ."])
+  assert found == {"bleu": pytest.approx(100.0)}
+  plain = e2e(tmp_path / "rows.txt", several_references=False)
+  assert len(pairs(plain, "validation")) == 3
+  assert plain.fingerprint != task.fingerprint
+
+
+def test_e2e_has_the_homeworks_references(shared_data):
+  """Whose reference file was grouped by table by others."""
+  theirs = {}
+  lines = (shared_data / "e2e/table_to_text_reference/dev.out").read_text()
+  for line in lines.splitlines():
+    _, table, text = line.split("||")
+    theirs.setdefault(table.strip(), []).append(" " + text.strip())
+  examples = e2e(shared_data / "e2e/valid.txt.gz").examples("validation")
+  ours = {row["table"]: row["references"] for row in examples}
+  assert len(ours) == 547
+  assert {table: sorted(texts) for table, texts in ours.items()} == {
+      table: sorted(texts) for table, texts in theirs.items()}
+
+
+def test_labels_to_rank(tmp_path):
+  path = write(tmp_path / "rows.tsv", CONTENTS[".tsv"])
+  labels = {0: " no", 1: " yes", 2: " yes"}
+  task = files.FileTask(train=path, labels=labels, rank_labels=True)
+  assert task.label_texts == (" no", " yes")
+  assert files.FileTask(train=path, labels=labels).label_texts is None
+
+
+def test_labels_do_not_matter_without_targets(tmp_path):
+  path = write(tmp_path / "rows.tsv", "text\nhello\n")
+  task = files.FileTask(
+      test=path, targets=None, labels={0: "no", 1: "yes"}, rank_labels=True)
+  assert pairs(task, "test") == [("hello", "")]
+  assert task.label_texts == ("no", "yes")
+
+
+@pytest.mark.parametrize("name, settings, message", [
+    ("rows.txt", {}, "FileTask.separator is None"),
+    ("rows.tsv", {"separator": "||"}, r"separator is '\|\|'"),
+    ("rows.tsv", {"rank_labels": True}, "FileTask.labels, which is not set"),
+])
+def test_options_that_do_not_go_together(tmp_path, name, settings, message):
+  path = write(tmp_path / name, "text\tlabel\na\t0\n")
+  with pytest.raises(errors.UserError, match=message):
+    files.FileTask(train=path, **settings)
+
+
+def test_a_row_with_another_number_of_separators(tmp_path):
+  path = write(tmp_path / "rows.txt", "a||b\na||b||c\n")
+  with pytest.raises(errors.UserError, match="line 2 has 3 columns where 2"):
+    pairs(e2e(path))

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 from prompt_tuning import errors
-from prompt_tuning.data import batches, features, tasks, vocabularies
+from prompt_tuning.data import (
+  batches,
+  features,
+  tasks,
+  token_ids,
+  vocabularies,
+)
 
 pytestmark = pytest.mark.parity
 
@@ -149,8 +155,8 @@ def test_a_pipeline_without_eos_gets_exactly_one(add):
 
 def test_what_is_cut_is_counted_and_texts_are_kept(add):
   examples = tokenized(tasks.get_task(add("counted").name))
-  assert examples.truncated["inputs"] == features.Truncation(1, 39 - 16)
-  assert examples.truncated["targets"] == features.Truncation(3, 3 * (9 - 4))
+  assert examples.truncated["inputs"] == token_ids.Truncation(1, 39 - 16)
+  assert examples.truncated["targets"] == token_ids.Truncation(3, 3 * (9 - 4))
   assert examples.original(2)["inputs_pretokenized"] == ""
   assert examples.original(1)["targets_pretokenized"] == "negative"
   assert examples.original(2)["key"] == "é"

@@ -19,3 +19,9 @@ def test_labels_need_not_be_texts():
 def test_different_lengths_are_refused():
   with pytest.raises(ValueError, match="1 targets against 2"):
     accuracy.accuracy(["a"], ["a", "b"])
+
+
+def test_any_of_several_right_texts():
+  targets = [["yes", "yeah"], ["no"], "maybe"]
+  assert accuracy.accuracy(targets, ["yeah ", "yes", "maybe"]) == {
+      "accuracy": pytest.approx(200 / 3)}

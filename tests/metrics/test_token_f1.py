@@ -20,3 +20,7 @@ def test_pairs(target, prediction, expected):
 
 def test_mean_over_pairs():
   assert token_f1.token_f1(["a", "b"], ["a", "c"]) == {"token_f1": 50.0}
+
+
+def test_the_nearest_of_several_references():
+  assert token_f1.token_f1([["a b", "c d"]], ["c e"]) == {"token_f1": 50.0}

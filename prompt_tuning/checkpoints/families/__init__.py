@@ -1,0 +1,51 @@
+"""The model families of Hugging Face's directories: one file for each.
+
+A family's file says what its config.json means and where its weights lie. It
+has, always under the same names:
+
+    NAME          what it is called in messages
+    MODEL_TYPES   the `model_type`s of config.json that are read as it; the
+                  first is written, and is `BaseWeights.family`
+    AUTO_CLASS    the class of transformers that loads it
+    PREFIX        what some writers leave out before the names of its tensors
+    IGNORED       a pattern of tensors that hold nothing to load, or None
+    Config        the configuration class of our model
+    read_config(config: ConfigJson) -> dict      keywords of `Config`
+    write_config(config: Config) -> dict         its inverse: config.json
+    weight_map(config: Config, content) -> Map   our paths -> pieces of tensors
+        (content: of config.json, for layouts that `Config` knows nothing of)
+"""
+
+import types
+
+from prompt_tuning import errors
+from prompt_tuning.checkpoints.families import (
+    bloom,
+    codegen,
+    gpt2,
+    llama,
+    phi,
+    phi3,
+    t5,
+)
+
+ALL = (t5, gpt2, llama, phi, phi3, codegen, bloom)
+
+_BY_TYPE = {kind: family for family in ALL for kind in family.MODEL_TYPES}
+
+
+def of_type(model_type: str, file: str) -> types.ModuleType:
+  """The family of a config.json's `model_type`.
+
+  Args:
+    model_type: what `file` says.
+    file: named if there is no such family.
+
+  Raises:
+    UserError: lists the types that are known.
+  """
+  if not isinstance(model_type, str) or model_type not in _BY_TYPE:
+    raise errors.UserError(
+        f"{file} describes a model of type {model_type!r}: only "
+        f"{', '.join(_BY_TYPE)} can be read.")
+  return _BY_TYPE[model_type]

@@ -1,0 +1,236 @@
+"""Turns a prompt from one format into another.
+
+    python -m prompt_tuning.scripts.convert \\
+        --from prompt.npy --to sst2_adapter --base t5_1_1_small
+
+The formats are known by their names: a `.npy` file (with its card beside it), a
+folder of a PEFT adapter, and a T5X checkpoint `checkpoint_N` or, inside it, one
+variable's folder `target.encoder.prompt.prompt.prompt`. PEFT's files say what
+model they are for, so making one needs `--base`; with it, the prompt is checked
+against the model, and a `.npy` gets a card.
+"""
+
+import argparse
+from collections.abc import Mapping
+import dataclasses
+import os
+import re
+import sys
+from typing import Any
+
+import flax
+import numpy as np
+
+from prompt_tuning import checkpoints, errors
+from prompt_tuning.checkpoints import base as base_lib
+from prompt_tuning.checkpoints import t5x as t5x_reader
+from prompt_tuning.formats import card, npy, peft, t5x
+
+# PEFT's types that are a plain prompt [P, H] once they are saved.
+_PLAIN = ("PROMPT_TUNING", "P_TUNING")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prompt:
+  """A prompt [P, H] on its way, and what its card said, if it had one."""
+
+  values: np.ndarray
+  card: card.Card | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Base:
+  """The model that the prompt is for; `fingerprint` of its table."""
+
+  path: str
+  sizes: peft.Base | None
+  fingerprint: str
+  width: int
+
+
+def main(arguments=None):
+  parser = argparse.ArgumentParser(
+      prog="python -m prompt_tuning.scripts.convert", description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument(
+      "--from", dest="source", required=True, metavar="PATH",
+      help="what to read")
+  parser.add_argument(
+      "--to", dest="target", required=True, metavar="PATH",
+      help="what to make; must not exist")
+  parser.add_argument(
+      "--base", default=None, metavar="PATH",
+      help="checkpoint of the model that the prompt was trained on")
+  flags = parser.parse_args(arguments)
+  with errors.reported():
+    print(convert(flags.source, flags.target, flags.base))
+
+
+def convert(source: str, target: str, base: str | None = None) -> str:
+  """Reads a prompt in one format and writes it in another.
+
+  Args:
+    source: see the module.
+    target: see the module; must not exist.
+    base: checkpoint of the model that the prompt was trained on.
+
+  Returns:
+    A sentence about what was done.
+
+  Raises:
+    UserError: if the source is not a prompt or is not one for this base, or
+      the target cannot be made; nothing is left half-written.
+  """
+  kind, wanted = _kind_of(source), _kind_for(target)
+  if kind == wanted:
+    raise errors.UserError(
+        f"{source} and {target} are the same format ({_FORMATS[kind]}): copy "
+        "it, or give a target of another.")
+  if os.path.lexists(target):
+    raise errors.UserError(f"{target} exists: give a name that is not taken.")
+  known = _open_base(base) if base else None
+  if wanted == "peft" and (known is None or known.sizes is None):
+    raise errors.UserError(
+        "A PEFT adapter says what model it is for: give --base, the folder of "
+        "a Hugging Face model or a GGUF file.")
+  prompt = _READERS[kind](source, known)
+  if known and prompt.values.shape[1] != known.width:
+    raise errors.UserError(
+        f"{source} has width {prompt.values.shape[1]}, and {base} has "
+        f"{known.width}: give the base model that it was trained on.")
+  _WRITERS[wanted](target, prompt, known)
+  length, width = prompt.values.shape
+  return f"{target}: {length} x {width}, {_FORMATS[wanted]}"
+
+
+# ----------------------------------------------------------- which format it is
+
+_FORMATS = {
+    "npy": "a .npy file", "peft": "a PEFT adapter", "t5x": "a T5X checkpoint"}
+
+
+def _kind_of(path: str) -> str:
+  if os.path.isfile(path):
+    return "npy"
+  if not os.path.isdir(path):
+    raise errors.UserError(f"There is no {path}: check --from.")
+  if peft.is_adapter(path):
+    return "peft"
+  if _is_variable(path) or t5x_reader.is_t5x(path):
+    return "t5x"
+  raise errors.UserError(
+      f"{path} is neither a .npy file, nor a PEFT adapter (it has no "
+      "adapter_config.json), nor a T5X checkpoint.")
+
+
+def _kind_for(path: str) -> str:
+  if path.endswith(".npy"):
+    return "npy"
+  if os.path.basename(os.path.normpath(path)).startswith("checkpoint"):
+    return "t5x"
+  return "peft"
+
+
+def _is_variable(path: str) -> bool:
+  return (os.path.basename(os.path.normpath(path)).startswith("target.")
+          and os.path.isfile(os.path.join(path, ".zarray")))
+
+
+def _open_base(path: str) -> _Base:
+  weights = base_lib.open_base(path)
+  sizes = peft.Base.of(weights) if getattr(weights, "config", None) else None
+  return _Base(
+      path, sizes, base_lib.fingerprint(path),
+      weights.arrays[base_lib.EMBEDDING].shape[1])
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def _read_npy(path: str, base: _Base | None) -> _Prompt:
+  beside = card.card_path(path)
+  if base is not None:
+    return _Prompt(
+        npy.read(path), card.check(path, base.fingerprint, base.path))
+  return _Prompt(
+      npy.read(path), card.read_card(beside) if os.path.exists(beside) else None)
+
+
+def _read_peft(path: str, base: _Base | None) -> _Prompt:
+  adapter = peft.load(path)
+  if adapter.type not in _PLAIN:
+    raise errors.UserError(
+        f"{path} is a {adapter.type}, which is more than one prompt [P, H]: "
+        f"only {' and '.join(_PLAIN)} have another format.")
+  if base is not None and base.sizes is not None:
+    flat = _flat(peft.to_params(adapter, base.sizes))
+    return _Prompt(flat[f"{base.sizes.prompt_path}/prompt"])
+  return _Prompt(peft.plain_table(adapter))
+
+
+def _read_t5x(path: str, base: _Base | None) -> _Prompt:
+  del base  # its width is compared for every format
+  folder, name = os.path.normpath(path), None
+  if _is_variable(path):
+    folder, name = os.path.split(folder)
+    name = name.removeprefix("target.").replace(".", "/")
+  weights = base_lib.open_base(folder or ".")
+  found = [name] if name else [
+      path for path, leaf in weights.arrays.items()
+      if "prompt" in path.split("/") and len(leaf.shape) == 2]
+  if len(found) != 1:
+    raise errors.UserError(
+        f"{path} holds {len(found)} prompts"
+        f"{f' ({checkpoints.names(found, 5)})' if found else ''}: give the "
+        "folder of one variable in it, such as "
+        "target.encoder.prompt.prompt.prompt.")
+  values = base_lib.read_variable(folder or ".", found[0], np.float32)
+  if values.ndim != 2:
+    raise errors.UserError(
+        f"{path} has the shape {values.shape}, and a prompt is [P, H]: give "
+        "the folder of a prompt's variable.")
+  return _Prompt(values)
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def _write_npy(path: str, prompt: _Prompt, base: _Base | None) -> None:
+  npy.write(path, prompt.values)
+  known = prompt.card
+  if base is None and known is None:
+    return
+  card.write_card(
+      path,
+      base_model=os.path.basename(os.path.abspath(base.path)) if base
+      else known.base_model,
+      base_fingerprint=base.fingerprint if base else known.base_fingerprint,
+      task=known.task if known else "", metric=known.metric if known else {},
+      step=known.step if known else 0,
+      settings=known.settings if known else {})
+
+
+def _write_peft(path: str, prompt: _Prompt, base: _Base) -> None:
+  params = flax.traverse_util.unflatten_dict(
+      {f"{base.sizes.prompt_path}/prompt": prompt.values}, sep="/")
+  peft.save(peft.from_params(params, base.sizes, "PROMPT_TUNING"), path)
+
+
+def _write_t5x(path: str, prompt: _Prompt, base: _Base | None) -> None:
+  of_decoder = base and base.sizes and not base.sizes.is_encoder_decoder
+  side = "decoder" if of_decoder else "encoder"
+  number = re.fullmatch(
+      r"checkpoint_(\d{1,9})", os.path.basename(os.path.normpath(path)))
+  step = int(number[1]) if number else 0  # T5X takes it from the name, too
+  t5x.write(path, f"{side}/prompt/prompt/prompt", prompt.values, step)
+
+
+def _flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+_READERS = {"npy": _read_npy, "peft": _read_peft, "t5x": _read_t5x}
+_WRITERS = {"npy": _write_npy, "peft": _write_peft, "t5x": _write_t5x}
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,91 @@
+"""What a run leaves for others: prompts with their cards, whole models."""
+
+from collections.abc import Mapping
+import json
+import os
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+
+from prompt_tuning import formats, versions
+from prompt_tuning.checkpoints import base, hugging_face, runs
+from prompt_tuning.formats import card, npy
+from prompt_tuning.train import inputs, settings
+from prompt_tuning.train import state as state_lib
+
+MODEL_FOLDER = "hugging_face"
+
+
+def write_configuration(model_dir: str):
+  """Writes `config.gin` and `versions.json`: what was run, and with what."""
+  if jax.process_index() == 0:
+    formats.write_whole(
+        os.path.join(model_dir, "config.gin"), gin.config_str().encode())
+    formats.write_whole(
+        os.path.join(model_dir, "versions.json"),
+        json.dumps(versions.installed(), indent=2).encode())
+
+
+def write_prompts(
+    folder: str, step: int, trainable, weights,
+    dataset: settings.DatasetConfig, results: Mapping[str, float],
+    more: Mapping[str, Any],
+):
+  """Writes trained prompts as `.npy`, the newest one with its card.
+
+  Args:
+    folder: of the run.
+    step: the run's.
+    trainable: the trained tree; one without prompts writes nothing.
+    weights: `setup.Weights`, where the base came from.
+    dataset: what it was trained on.
+    results: metrics of the last evaluation.
+    more: settings to have on the card besides the dataset's.
+  """
+  prompts = _prompts_in(trainable)
+  if not prompts:
+    return
+  runs.save_numpy(folder, step, prompts)
+  only = list(prompts.values())
+  name, fingerprint = weights.base_name, weights.base_fingerprint
+  table = state_lib.flatten(trainable).get(base.EMBEDDING)
+  if table is not None:  # the base was trained too; the prompt is for that one
+    name, fingerprint = MODEL_FOLDER, card.fingerprint(_on_host(table))
+  if jax.process_index() == 0 and len(only) == 1 and only[0].ndim == 2:
+    path = os.path.join(folder, "prompt.npy")
+    npy.write(path, np.asarray(only[0]))
+    card.write_card(
+        path, base_model=name, base_fingerprint=fingerprint,
+        task=inputs.task_name(dataset), metric=dict(results), step=step,
+        settings={"batch_size": dataset.batch_size,
+                  "task_feature_lengths": dict(dataset.task_feature_lengths),
+                  **more})
+
+
+def write_model(folder: str, model, params):
+  """Writes a wholly trained model as a directory that anything can load."""
+  prompts = _prompts_in(params)  # have files of their own
+  params = _on_host(state_lib.unflatten({
+      path: value for path, value in state_lib.flatten(params).items()
+      if path not in prompts}))
+  if jax.process_index() == 0:
+    hugging_face.save(
+        os.path.join(folder, MODEL_FOLDER), params, model.module.config,
+        "float32")
+
+
+def _prompts_in(params) -> dict[str, Any]:
+  """The prompts among some parameters, by path."""
+  return {path: value for path, value in state_lib.flatten(params).items()
+          if "prompt" in path}
+
+
+def _on_host(tree):
+  """Whole arrays, wherever their parts are; all processes call it."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,0 +1,112 @@
+"""Tasks and runs for decoder-only models, as their gin files set them up.
+
+Oracles: the data's own files, and the numbers of PEFT's tutorial.
+"""
+
+import re
+
+import numpy as np
+import pytest
+
+from prompt_tuning import command_line
+from prompt_tuning.data import tasks
+from prompt_tuning.train import schedules, settings
+
+CONFIGS = command_line.PACKAGE / "configs"
+
+@pytest.fixture
+def configure(clean_gin):
+  """Reads gin files of the package, by names without `.gin`, and macros."""
+
+  def read(*names, **macros):
+    command_line.configure([
+        *(f"--gin_file={CONFIGS}/{name}.gin" for name in names),
+        *(f"--gin.{name}={value!r}" for name, value in macros.items())])
+    return clean_gin
+
+  return read
+
+
+def read_task(gin, split):
+  """The task that the gin files name, its first and all of its examples."""
+  with gin.unlock_config():
+    gin.parse_config(
+        "from __gin__ import dynamic_registration\n"
+        "from prompt_tuning.train import settings as utils\n"
+        "utils.DatasetConfig.mixture_or_task_name = %MIXTURE_OR_TASK_NAME\n"
+        "utils.DatasetConfig.task_feature_lengths = %TASK_FEATURE_LENGTHS\n")
+  dataset = gin.get_configurable(settings.DatasetConfig)()
+  task = tasks.get_task(dataset.mixture_or_task_name)
+  return task, list(task.examples(split))
+
+
+def test_sst2(configure, shared_data):
+  task, examples = read_task(configure(
+      "tasks/sst2_causal", TRAIN_FILE=str(shared_data / "sst2/train.tsv"),
+      VALIDATION_FILE=str(shared_data / "sst2/dev.tsv")), "validation")
+  assert len(examples) == 872
+  assert examples[0]["inputs"] == (
+      "Review: one long string of cliches\nSentiment:")
+  assert examples[0]["targets"] == " negative"
+  assert {row["targets"] for row in examples} == set(task.label_texts) == {
+      " negative", " positive"}
+
+
+def test_twitter_complaints(configure, shared_data):
+  path = shared_data / "raft/train.csv"
+  task, examples = read_task(
+      configure("tasks/raft_twitter_complaints", TRAIN_FILE=str(path)), "train")
+  assert examples[0]["inputs"] == (
+      "Tweet text : @HMRCcustomers No this is my first job Label : ")
+  labels = [row["targets"] for row in examples]
+  assert labels.count("no complaint") == 33
+  assert labels.count("complaint") == 17
+  assert task.label_texts == ("complaint", "no complaint")
+
+
+def test_unlabelled_tweets(configure, shared_data):
+  path = shared_data / "raft/test_unlabeled.csv"
+  _, examples = read_task(configure(
+      "tasks/raft_twitter_complaints", TEST_FILE=str(path), TARGETS=None),
+                          "test")
+  assert len(examples) == 3399
+  assert {row["targets"] for row in examples} == {""}
+
+
+def test_e2e(configure, shared_data):
+  task, examples = read_task(configure(
+      "tasks/e2e", TRAIN_FILE=str(shared_data / "e2e/train.txt.gz"),
+      VALIDATION_FILE=str(shared_data / "e2e/valid.txt.gz")), "validation")
+  assert len(examples) == 547
+  first = examples[0]
+  assert first["inputs"] == (
+      "name : Alimentum | area : city centre | family friendly : no\nText:")
+  assert first["targets"] == first["references"][0]
+  assert re.match(r" \S.*\S$", first["targets"])
+  found = tasks.evaluate(
+      task, examples, [row["targets"] for row in examples],
+      [row["references"][-1].strip() for row in examples])
+  assert found == {"bleu": pytest.approx(100.0)}
+
+
+@pytest.fixture
+def tutorial(configure, tmp_path):
+  (tmp_path / "train.csv").write_text(
+      "Tweet text,Label,ID\n"
+      + "".join(f"tweet {i},complaint,{i}\n" for i in range(50)))
+  return lambda **macros: configure(
+      "models/causal_lm_from_checkpoint_prompt", "runs/peft_tutorial",
+      TRAIN_FILE=str(tmp_path / "train.csv"), MODEL_DIR="run",
+      INITIAL_CHECKPOINT_PATH="base", **macros)
+
+
+def test_the_tutorials_steps_and_rates(tutorial):
+  gin = tutorial()
+  for name, value in (("PROMPT_LENGTH", 8), ("BATCH_SIZE", 8),
+                      ("LEARNING_RATE", 3e-2), ("EVAL_SPLIT", "train")):
+    assert gin.query_parameter(f"%{name}") == value
+  schedule = gin.get_configurable(schedules.linear_decay)()
+  # torch: 3e-2 * (350 - step) / 350 with 7 batches in each of 50 epochs.
+  for step in (0, 1, 175, 349, 350):
+    np.testing.assert_allclose(
+        schedule(step), 3e-2 * (350 - step) / 350, rtol=1e-6, atol=1e-9)
