@@ -109,8 +109,8 @@ def command(compilation_cache_folder):
   from prompt_tuning import eval as eval_command
   from prompt_tuning.train import loop, sweep
 
-  functions = {"train": loop.train, "sweep": sweep.train_sweep, "eval": eval_command.evaluate,
-               "infer": infer.infer}
+  functions = {"train": loop.train, "sweep": sweep.train_sweep,
+               "eval": eval_command.evaluate, "infer": infer.infer}
 
   def run(name, *arguments):
     status, result = 0, None

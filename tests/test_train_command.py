@@ -278,7 +278,8 @@ VOCABULARY_EXTRA_IDS = 128
       [*sst2, f"--gin.INITIAL_CHECKPOINT_PATH={str(checkpoint)!r}"],
       (3, 6, 9))
   assert set(results) == {
-      "sst2/loss", "sst2/token_accuracy", "sst2/accuracy"}
+      "sst2/loss", "sst2/perplexity", "sst2/token_accuracy",
+      "sst2/accuracy"}
   run = tmp_path / "run"
   assert (run / "checkpoint_9").exists()
   assert [line["step"] for line in read_lines(run / "train.jsonl")][-1] == 9

@@ -10,30 +10,22 @@ import collections
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
-import itertools
 import json
-import math
 import os
-import struct
 import types
 from typing import Any
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 
 from prompt_tuning import checkpoints, errors, formats
-from prompt_tuning.checkpoints import families
+from prompt_tuning.checkpoints import families, safetensors_files
 from prompt_tuning.checkpoints.families import config_json
 from prompt_tuning.checkpoints.families import weights as weights_lib
+from prompt_tuning.checkpoints.safetensors_files import Tensor
 
 _EMBEDDING = "token_embedder/embedding"
-
-_DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16,
-    "BF16": jnp.bfloat16}
 
 # A map lists the parameters of so many layers before it is known that they are
 # in the files.
@@ -47,16 +39,6 @@ _DEFAULTS = {
     "num_kv_heads": lambda config: config.num_heads,
     "rotary_dim": lambda config: config.head_dim,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-  """One tensor of a safetensors file."""
-
-  file: str
-  name: str
-  shape: tuple[int, ...]
-  dtype: str  # the file's word for it
 
 
 class HuggingFaceWeights(checkpoints.BaseWeights):
@@ -94,13 +76,13 @@ class HuggingFaceWeights(checkpoints.BaseWeights):
         self.path, family, self.pieces, tensors)
     self.arrays = {
         name: jax.ShapeDtypeStruct(
-            piece.shape, np.dtype(_DTYPES[self._tensors[name].dtype]))
+            piece.shape, safetensors_files.DTYPES[self._tensors[name].dtype])
         for name, piece in self.pieces.items()}
 
   def blocks(self, path: str) -> Iterator[checkpoints.Block]:
     """See `BaseWeights.blocks`."""
     piece, tensor = self.pieces[path], self._tensors[path]
-    for index, block in _stored_blocks(tensor, piece):
+    for index, block in safetensors_files.blocks(tensor, piece):
       if piece.transposed:
         index, block = index[::-1], block.T
       yield index, block
@@ -114,54 +96,6 @@ def is_hugging_face(path: str | os.PathLike) -> bool:
 # --------------------------------------------------------------------- reading
 
 
-def _stored_blocks(
-    tensor: _Tensor, piece: weights_lib.Piece
-) -> Iterator[checkpoints.Block]:
-  """Blocks of one piece, in the orientation that it is stored in."""
-  rows, rest = piece.stored[0], piece.stored[1:]
-  itemsize = np.dtype(_DTYPES[tensor.dtype]).itemsize
-  step = max(1, checkpoints.BLOCK_BYTES // (math.prod(rest) * itemsize))
-  part = piece.part or weights_lib.Part(0, rows)
-  if part.axis == 1:
-    for i, low in itertools.product(range(part.count), range(0, rows, step)):
-      high, first = min(low + step, rows), i * piece.stretch + part.start
-      yield (slice(low, high), slice(i * part.size, (i + 1) * part.size)), (
-          _read(tensor, slice(low, high), slice(first, first + part.size)))
-    return
-  whole = tuple(slice(0, n) for n in rest)
-  stretch = rows // part.count
-  together = step // stretch  # stretches that are read at once
-  if together:
-    for i in range(0, part.count, together):
-      j = min(i + together, part.count)
-      block = _read(tensor, slice(i * stretch, j * stretch))
-      block = block.reshape(j - i, stretch, *rest)  # [stretches, rows, ...]
-      block = block[:, part.start:part.start + part.size]
-      yield (slice(i * part.size, j * part.size), *whole), block.reshape(
-          -1, *rest)
-    return
-  for i, low in itertools.product(
-      range(part.count), range(0, part.size, step)):
-    high, first = min(low + step, part.size), i * stretch + part.start
-    yield (slice(i * part.size + low, i * part.size + high), *whole), _read(
-        tensor, slice(first + low, first + high))
-
-
-def _read(tensor: _Tensor, *index: slice) -> np.ndarray:
-  # The library maps the file, and pages that were read count as ours until it
-  # is closed: hence opened again for each block.
-  with _opened(tensor.file) as file:
-    return file.get_slice(tensor.name)[index]
-
-
-@contextlib.contextmanager
-def _opened(file: str):
-  """`safetensors.safe_open` whose errors name the file."""
-  with (checkpoints.reading(file, safetensors.SafetensorError),
-        safetensors.safe_open(file, framework="numpy") as opened):
-    yield opened
-
-
 def _read_json(file: str) -> dict:
   with checkpoints.reading(file), open(file, encoding="utf-8") as stream:
     content = json.load(stream)
@@ -170,22 +104,16 @@ def _read_json(file: str) -> dict:
     return content
 
 
-def _list_tensors(
-    path: str, family: types.ModuleType
-) -> dict[str, _Tensor]:
+def _list_tensors(path: str, family: types.ModuleType) -> dict[str, Tensor]:
   """All tensors of the directory, by Hugging Face's names."""
   tensors = {}
   for file, wanted in _files(path, family).items():
-    with _opened(file) as opened:
-      held = set(opened.keys())
-      if lacking := sorted(wanted - held):
-        raise errors.UserError(
-            f"{file} lacks {checkpoints.names(lacking)}, which "
-            "model.safetensors.index.json says it has: copy the files again.")
-      for name in wanted or held:
-        view = opened.get_slice(name)
-        tensors[name] = _Tensor(
-            file, name, tuple(view.get_shape()), view.get_dtype())
+    held = safetensors_files.tensors(file)
+    if lacking := sorted(wanted - set(held)):
+      raise errors.UserError(
+          f"{file} lacks {checkpoints.names(lacking)}, which "
+          "model.safetensors.index.json says it has: copy the files again.")
+    tensors |= {name: held[name] for name in wanted or held}
   return tensors
 
 
@@ -241,8 +169,8 @@ def _refuse_many_layers(file: str, config: Mapping, tensors: int):
 
 def _matched(
     path: str, family: types.ModuleType, pieces: weights_lib.Map,
-    tensors: Mapping[str, _Tensor],
-) -> tuple[dict[str, _Tensor], tuple[str, ...]]:
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
   """The tensor of each piece, checked; and the names that are of no use.
 
   T5's directories often carry heads of other tasks, which are only told of;
@@ -273,8 +201,8 @@ def _matched(
 
 
 def _find(
-    tensors: Mapping[str, _Tensor], piece: weights_lib.Piece, prefix: str
-) -> _Tensor | None:
+    tensors: Mapping[str, Tensor], piece: weights_lib.Piece, prefix: str
+) -> Tensor | None:
   for name in piece.names:
     for alias in (name, name.removeprefix(prefix)):
       if alias in tensors:
@@ -294,11 +222,11 @@ def _says_missing(
 
 
 def _check(
-    tensor: _Tensor, piece: weights_lib.Piece, family: types.ModuleType,
+    tensor: Tensor, piece: weights_lib.Piece, family: types.ModuleType,
     is_table: bool,
 ):
   """Only floats of the shape that config.json gives are taken for weights."""
-  if tensor.dtype not in _DTYPES:
+  if tensor.dtype not in safetensors_files.DTYPES:
     raise errors.UserError(
         f"{tensor.file} holds {tensor.name} as {tensor.dtype} of shape "
         f"{tensor.shape}: quantised weights are not read, give the model in "
@@ -358,7 +286,7 @@ def save(
     raise errors.UserError(
         f"cannot make the folder {directory!r}: "
         f"{formats.why_not_written(error)}") from error
-  _write_safetensors(
+  safetensors_files.write(
       os.path.join(directory, "model.safetensors"), tensors, dtype)
   formats.write_whole(
       os.path.join(directory, "config.json"),
@@ -430,28 +358,3 @@ def _one_by_one(params: Mapping):
       continue
     for i, one in enumerate(np.asarray(array)):
       yield path.replace("/layers/", f"/layers_{i}/"), one
-
-
-def _write_safetensors(file: str, tensors: Mapping, dtype: np.dtype):
-  """Writes tensors one after the other; the format needs their sizes first.
-
-  https://github.com/huggingface/safetensors#format
-  """
-  # Transformers refuses files without this word of metadata.
-  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-  word = {np.dtype(d): name for name, d in _DTYPES.items()}[dtype]
-  end = 0
-  for name in sorted(tensors):
-    stored = tensors[name][0][0].stored
-    begin, end = end, end + math.prod(stored) * dtype.itemsize
-    header[name] = {
-        "dtype": word, "shape": stored, "data_offsets": [begin, end]}
-  text = json.dumps(header, separators=(",", ":")).encode()
-  text += b" " * (-len(text) % 8)  # keeps the values aligned
-  with formats.whole_file(file) as stream:
-    stream.write(struct.pack("<Q", len(text)) + text)
-    for name in sorted(tensors):
-      stored = np.empty(tensors[name][0][0].stored, dtype)
-      for piece, array in tensors[name]:
-        piece.put(np.asarray(array), stored)
-      stream.write(stored.reshape(-1).view(np.uint8))

@@ -238,7 +238,7 @@ class TokenizerJson(TokenizersVocabulary):
       raise errors.UserError(
           f"{self.path}: tokenizer_config.json has add_bos_token {asked}, but "
           f"tokenizer.json puts {'something' if prefix else 'nothing'} before "
-          "a text: set the option add_bos to True or False, as the model was "
+          "a text: set ADD_BOS (add_bos) to True or False, as the model was "
           "trained")
     return prefix
 
@@ -285,7 +285,8 @@ class GgufTokenizer(TokenizersVocabulary):
 def from_path(
     path: str | os.PathLike, *, eos_token: str | None = None,
     bos_token: str | None = None, pad_token: str | None = None,
-    unk_token: str | None = None) -> TokenizersVocabulary:
+    unk_token: str | None = None,
+    add_bos: bool | None = None) -> TokenizersVocabulary:
   """The tokenizer of a base model, wherever its weights are kept.
 
   Args:
@@ -294,6 +295,7 @@ def from_path(
     bos_token: the same.
     pad_token: the same.
     unk_token: the same.
+    add_bos: the same.
 
   Raises:
     UserError: if there is no path.
@@ -305,7 +307,7 @@ def from_path(
   kind = (GgufTokenizer if os.fspath(path).endswith(".gguf")
           else TokenizerJson)
   return kind(path, eos_token=eos_token, bos_token=bos_token,
-              pad_token=pad_token, unk_token=unk_token)
+              pad_token=pad_token, unk_token=unk_token, add_bos=add_bos)
 
 
 def as_seqio(vocabulary: vocabularies.Vocabulary, for_inputs: bool = False):

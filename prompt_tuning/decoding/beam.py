@@ -1,4 +1,4 @@
-"""Beam search with T5X's rules.
+"""Beam search with T5X's rules, or with Hugging Face's.
 
 Every step looks at the 2K most likely continuations of the K live hypotheses
 of an example. Those that end join the K best finished ones, ranked by
@@ -43,6 +43,7 @@ class _State(NamedTuple):
   live_log_probs: jax.Array  # [B, K] float32
   finished_tokens: jax.Array  # [B, K, max_length] int32
   finished_scores: jax.Array  # [B, K] float32
+  improving: jax.Array  # [B] bool, whether finished ones can still change
   cache: Cache  # B * K rows
 
 
@@ -56,6 +57,7 @@ def beam_search(
     num_beams: int = 4,
     alpha: float = 0.6,
     penalty: PenaltyFn = t5x_brevity,
+    rules: str = "t5x",
     start_id: int | jax.Array = 0,
     batch_axis: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
@@ -67,10 +69,11 @@ def beam_search(
   finished hypotheses only, and one that finished nothing gives its live ones
   with plain log-probabilities as scores.
 
-  With `hugging_face_length` this is Hugging Face's search with
-  `early_stopping="never"`, but for two rules of its own: there a hypothesis
-  that is cut off at the maximal length counts as finished, and one that ends
-  counts only if it is among the K, not 2K, most likely continuations.
+  Hugging Face's rules, with `hugging_face_length`, are those of its
+  `early_stopping=False`: a hypothesis that ends counts only if it is among the
+  K, not 2K, most likely continuations; one that is cut off at the maximal
+  length counts as finished; and a search ends when the best live hypothesis, as
+  long as it is now, scores no better than the worst finished one.
 
   One beam is not greedy search: it also keeps an ending that was second best.
 
@@ -83,6 +86,7 @@ def beam_search(
     num_beams: K.
     alpha: strength of the length penalty; 0 is none, more favours longer.
     penalty: `t5x_brevity` or `hugging_face_length`.
+    rules: "t5x" or "hugging_face".
     start_id: fed first, not returned; one for all rows, or [B].
     batch_axis: where the cache has its rows; 1 when layers are scanned.
 
@@ -93,44 +97,60 @@ def beam_search(
       beams, the rest are all 0 with score -inf. (T5X: about -1e7.)
 
   Raises:
-    UserError: for num_beams below 1.
+    UserError: for num_beams below 1, or other rules.
   """
   if num_beams < 1:
     raise UserError(f"beam_search.num_beams is {num_beams}: give at least 1.")
+  if rules not in ("t5x", "hugging_face"):
+    raise UserError(
+        f"beam_search.rules is {rules!r}: give 't5x' or 'hugging_face'.")
+  hugging_face = rules == "hugging_face"
 
-  def unfinished(state: _State):
+  def can_improve(length, live_log_probs, finished_scores, improving):
+    worst = finished_scores[:, -1]  # [B], -inf while a slot is empty
+    if hugging_face:
+      now = live_log_probs[:, 0] / penalty(length, alpha)
+      return improving & (now > worst)
     # Log-probabilities only fall and are never above 0, so a live hypothesis
     # ends at best with the one it has now over the greatest divisor ahead.
     divisor = jnp.maximum(
-        penalty(state.position + 1, alpha), penalty(max_length, alpha))
-    reachable = state.live_log_probs[:, 0] / divisor  # [B]
-    worst = state.finished_scores[:, -1]  # [B], -inf while a slot is empty
-    can_improve = (reachable >= worst) & (reachable > -jnp.inf)
-    return (state.position < max_length) & jnp.any(can_improve)
+        penalty(length + 1, alpha), penalty(max_length, alpha))
+    reachable = live_log_probs[:, 0] / divisor  # [B]
+    return (reachable >= worst) & (reachable > -jnp.inf)
+
+  def unfinished(state: _State):
+    return (state.position < max_length) & jnp.any(state.improving)
 
   def advance(state: _State) -> _State:
     logits, new_cache = step(state.last.reshape(-1, 1), state.cache)
     log_probs, beams, chosen = _continuations(logits, state.live_log_probs)
     tokens = _take(state.live_tokens, beams)  # [B, 2K, max_length]
     tokens = tokens.at[:, :, state.position].set(chosen)
-    ends = chosen == eos_id  # [B, 2K]
+    length = state.position + 1
+    ends = counts = chosen == eos_id  # [B, 2K]
+    if hugging_face:
+      ends = ends | (length == max_length)
+      counts = (ends & (jnp.arange(2 * num_beams) < num_beams)
+                & state.improving[:, None])
 
     live_log_probs, living = lax.top_k(
         jnp.where(ends, -jnp.inf, log_probs), num_beams)
-    ended_scores = log_probs / penalty(state.position + 1, alpha)
+    ended_scores = log_probs / penalty(length, alpha)
     finished_scores, best = lax.top_k(
         jnp.concatenate([
             state.finished_scores,
-            jnp.where(ends, ended_scores, -jnp.inf),
+            jnp.where(counts, ended_scores, -jnp.inf),
         ], axis=1), num_beams)
     return _State(
-        position=state.position + 1,
+        position=length,
         last=_take(chosen, living),
         live_tokens=_take(tokens, living),
         live_log_probs=live_log_probs,
         finished_tokens=_take(
             jnp.concatenate([state.finished_tokens, tokens], axis=1), best),
         finished_scores=finished_scores,
+        improving=can_improve(
+            length, live_log_probs, finished_scores, state.improving),
         cache=caches.gather(new_cache, _take(beams, living), batch_axis))
 
   shape = (batch_size, num_beams)
@@ -143,6 +163,7 @@ def beam_search(
       live_log_probs=jnp.full(shape, -jnp.inf).at[:, 0].set(0.0),
       finished_tokens=jnp.zeros((*shape, max_length), jnp.int32),
       finished_scores=jnp.full(shape, -jnp.inf),
+      improving=jnp.ones(batch_size, bool),
       cache=caches.expand(cache, num_beams, batch_axis)))
   return _results(final)
 

@@ -1,4 +1,4 @@
-"""Multitask prompt tuning: one prompt for all tasks, a low-rank factor for each.
+"""Multitask prompt tuning: one prompt for all tasks, a factor for each.
 
 Wang et al. 2023 (arXiv 2303.02861): the prompt of task t is the elementwise
 product of a shared [P, H] and of `cols[t] @ rows[t]`, of rank R.

@@ -10,8 +10,10 @@ every int8 exactly, and scaled afterwards; activations are never rounded.
 
 from collections.abc import Iterable
 import dataclasses
+import functools
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -56,7 +58,9 @@ Matrix = Array | Int8
 
 def matmul(x: Array, kernel: Matrix) -> Array:
   """`x @ kernel` in x's dtype: [..., H], [H, F] -> [..., F]."""
-  return x @ kernel if kernel.dtype == x.dtype else _matmul(x, kernel)
+  if isinstance(kernel, Int8):
+    return _scaled_product(x, kernel, x.dtype)
+  return x @ kernel if kernel.dtype == x.dtype else _cast_product(x, kernel)
 
 
 def take(table: Matrix, tokens: Array) -> Array:
@@ -69,33 +73,49 @@ def take(table: Matrix, tokens: Array) -> Array:
 
 def attend(x: Array, table: Matrix) -> Array:
   """Logits against a table [V, H]: [..., H] -> [..., V], float32."""
-  return _logits(x, table) if table.dtype == x.dtype else _attend(x, table)
-
-
-# Backpropagation needs a converted matrix once more. Without the checkpoint
-# XLA keeps that of the forward pass until then, for all layers together as
-# much memory as the model that was not quantised.
-
-
-@jax.checkpoint
-def _matmul(x: Array, kernel: Matrix) -> Array:
-  if not isinstance(kernel, Int8):
-    return x @ kernel.astype(x.dtype)
-  return ((x @ kernel.values.astype(x.dtype)) * kernel.scale[0]).astype(
-      x.dtype)
-
-
-@jax.checkpoint
-def _attend(x: Array, table: Matrix) -> Array:
-  if not isinstance(table, Int8):
-    return _logits(x, table)
-  return _logits(x, table.values) * table.scale[:, 0]
-
-
-def _logits(x: Array, table: Array) -> Array:
+  if isinstance(table, Int8):
+    return _scaled_product(
+        x, Int8(table.values.T, table.scale.T), jnp.float32)
   return jnp.einsum(
       "...h,vh->...v", x, table.astype(x.dtype),
       preferred_element_type=jnp.float32)
+
+
+# Backpropagation needs a converted matrix once more. Left alone, XLA keeps that
+# of the forward pass until then, for all layers together as much memory as the
+# matrices unquantised, and converts all of them before a loop (of decoding, of
+# the members of a sweep). The barriers hold each conversion back until its
+# product is due.
+
+
+@jax.checkpoint
+def _cast_product(x: Array, kernel: Array) -> Array:
+  return x @ kernel.astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _scaled_product(x: Array, kernel: Int8, dtype) -> Array:
+  """`x @ kernel`; the kernel is frozen and gets no gradient."""
+  x, kernel = lax.optimization_barrier((x, kernel))
+  product = jnp.matmul(
+      x, kernel.values.astype(x.dtype), preferred_element_type=dtype)
+  return (product * kernel.scale[0]).astype(dtype)
+
+
+def _forward(x: Array, kernel: Int8, dtype):
+  # An empty array of x's dtype: what is kept must be arrays.
+  return _scaled_product(x, kernel, dtype), (kernel, jnp.zeros(0, x.dtype))
+
+
+def _backward(dtype, kept, gradient: Array):
+  del dtype
+  kernel, like = kept
+  kernel, gradient = lax.optimization_barrier((kernel, gradient))
+  scaled = (gradient * kernel.scale[0]).astype(like.dtype)
+  return scaled @ kernel.values.astype(like.dtype).T, None
+
+
+_scaled_product.defvjp(_forward, _backward)
 
 
 # ------------------------------------------------------------------ quantising

@@ -148,12 +148,12 @@ def _open_base(path: str) -> _Base:
 
 
 def _read_npy(path: str, base: _Base | None) -> _Prompt:
-  beside = card.card_path(path)
+  values = npy.read(path)
   if base is not None:
-    return _Prompt(
-        npy.read(path), card.check(path, base.fingerprint, base.path))
+    return _Prompt(values, card.check(path, base.fingerprint, base.path))
+  beside = card.card_path(path)
   return _Prompt(
-      npy.read(path), card.read_card(beside) if os.path.exists(beside) else None)
+      values, card.read_card(beside) if os.path.exists(beside) else None)
 
 
 def _read_peft(path: str, base: _Base | None) -> _Prompt:

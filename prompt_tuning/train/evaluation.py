@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import copy
+import functools
 import itertools
 import json
 
@@ -22,12 +23,12 @@ class Runner:
     self._mesh = mesh
     self._encoding = model.features
     self._replicated = sharding.replicated(mesh)
-    self._loss = jax.jit(
-        step_lib.make_eval_step(model), out_shardings=self._replicated)
-    self._predict = jax.jit(
-        step_lib.make_predict_step(model), out_shardings=self._replicated)
-    self._score = jax.jit(
-        step_lib.make_score_step(model), out_shardings=self._replicated)
+    compiled = functools.partial(
+        jax.jit, out_shardings=self._replicated,
+        compiler_options=step_lib.compiler_options())
+    self._loss = compiled(step_lib.make_eval_step(model))
+    self._predict = compiled(step_lib.make_predict_step(model))
+    self._score = compiled(step_lib.make_score_step(model))
 
   def batches(
       self, examples: token_ids.Examples, dataset: settings.DatasetConfig,

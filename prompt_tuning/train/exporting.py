@@ -1,8 +1,10 @@
-"""What a run leaves for others: prompts with their cards, whole models."""
+"""What a run leaves for others: prompts with cards, adapters, whole models."""
 
 from collections.abc import Mapping
+import dataclasses
 import json
 import os
+import types
 from typing import Any
 
 import gin
@@ -11,11 +13,13 @@ import numpy as np
 
 from prompt_tuning import formats, versions
 from prompt_tuning.checkpoints import base, hugging_face, runs
-from prompt_tuning.formats import card, npy
+from prompt_tuning.formats import card, npy, peft
+from prompt_tuning.methods import lora
 from prompt_tuning.train import inputs, settings
 from prompt_tuning.train import state as state_lib
 
 MODEL_FOLDER = "hugging_face"
+ADAPTER_FOLDER = "adapter"
 
 
 def write_configuration(model_dir: str):
@@ -64,12 +68,44 @@ def write_prompts(
                   **more})
 
 
+def write_adapter(folder: str, model, trainable, base_path: str | None):
+  """Writes a trained LoRA or (IA)3 as a PEFT directory.
+
+  Args:
+    folder: of the run.
+    model: has the `delta` and the module's config.
+    trainable: the trained tree; one without a delta's parameters writes
+      nothing, since the delta is then not this run's.
+    base_path: the base's; a model trained from scratch writes nothing.
+  """
+  if model.delta is None or not base_path:
+    return
+  scope = "lora" if isinstance(model.delta, lora.Lora) else "ia3"
+  flat = {path: value for path, value in state_lib.flatten(trainable).items()
+          if f"/{scope}/" in path}
+  if not flat:
+    return
+  flat = _on_host(flat)
+  if jax.process_index() == 0:
+    weights = base.open_base(base_path)
+    if getattr(weights, "config", None) is None:  # T5X's do not say
+      weights = types.SimpleNamespace(
+          path=base_path, family="t5",
+          config=dataclasses.asdict(model.module.config))
+    adapter = peft.from_params(
+        state_lib.unflatten(flat), peft.Base.of(weights), scope.upper(),
+        model.delta)
+    peft.save(adapter, os.path.join(folder, ADAPTER_FOLDER))
+
+
 def write_model(folder: str, model, params):
   """Writes a wholly trained model as a directory that anything can load."""
   prompts = _prompts_in(params)  # have files of their own
   params = _on_host(state_lib.unflatten({
       path: value for path, value in state_lib.flatten(params).items()
       if path not in prompts}))
+  if model.delta is not None:
+    params = model.delta.merge(params)
   if jax.process_index() == 0:
     hugging_face.save(
         os.path.join(folder, MODEL_FOLDER), params, model.module.config,
@@ -79,7 +115,7 @@ def write_model(folder: str, model, params):
 def _prompts_in(params) -> dict[str, Any]:
   """The prompts among some parameters, by path."""
   return {path: value for path, value in state_lib.flatten(params).items()
-          if "prompt" in path}
+          if "prompt" in path or "/prefix/" in path}
 
 
 def _on_host(tree):

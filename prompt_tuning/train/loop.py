@@ -6,6 +6,7 @@ Everything that a run writes lies in its MODEL_DIR:
     checkpoint_N/                 trainable tree, optimizer, step, data position
     numpy_checkpoints/checkpoint_N/encoder.prompt.prompt.prompt   the original's
     prompt.npy  prompt.json       the newest prompt and its card
+    adapter/                      the newest LoRA or (IA)3, as PEFT has it
     train.jsonl  inference_eval/  tensorboard/  learning_curve.png
     hugging_face/                 the whole model, when all of it was trained
 """
@@ -19,6 +20,7 @@ import optax
 
 from prompt_tuning import errors
 from prompt_tuning.checkpoints import runs
+from prompt_tuning.methods import folding
 from prompt_tuning.train import (
   epochs,
   evaluation,
@@ -151,8 +153,10 @@ def train(
           "data": data.get_state(), "results": results,
           "unlogged": averages.unlogged(), **identity})
       exporting.write_prompts(
-          model_dir, at, state.trainable, weights, train_dataset_cfg, results,
-          {"total_steps": total_steps})
+          model_dir, at, folding.fold(model.module, state.trainable), weights,
+          train_dataset_cfg, results, {"total_steps": total_steps})
+      exporting.write_adapter(
+          model_dir, model, state.trainable, restore_checkpoint_cfg.path)
 
     while first_step < total_steps:  # a run that is done is only evaluated
       batch = sharding.put_batch(next(data), mesh)

@@ -117,6 +117,7 @@ def train_members(
     log_period: int = 20,
     num_microbatches: int = 1,
     use_dropout: bool = False,
+    members_at_once: int | None = None,
     mesh: Callable[[], jax.sharding.Mesh] = sharding.make_mesh,
 ) -> list[dict[str, Any]]:
   """Trains members together, and goes on where an earlier run stopped.
@@ -134,9 +135,9 @@ def train_members(
     eval_period: steps between evaluations, which take the members in turn.
     eval_steps: at most this many batches of teacher-forced evaluation.
     log_period: steps that one line of a log averages.
-    num_microbatches: parts of each member's batch. Activations of a part lie
-      in memory for all K members at once.
+    num_microbatches: parts of each member's batch.
     use_dropout: whether frozen layers drop activations.
+    members_at_once: see `stacked.make_train_step`.
     mesh: makes the device mesh.
 
   Returns:
@@ -153,7 +154,8 @@ def train_members(
   first = together[0]
   loop.check_numbers(
       first.train, EVAL_PERIOD=eval_period, LOG_PERIOD=log_period,
-      TRAIN_STEPS=total_steps, NUM_MICROBATCHES=num_microbatches)
+      TRAIN_STEPS=total_steps, NUM_MICROBATCHES=num_microbatches,
+      MEMBERS_AT_ONCE=members_at_once or 1)
   sharding.initialize_distributed()
   mesh = mesh()
   for one in together:
@@ -182,7 +184,7 @@ def train_members(
   train_step = jax.jit(
       stacked.make_train_step(
           first.model, [one.optimizer for one in together], num_microbatches,
-          use_dropout, data.is_one),
+          use_dropout, data.is_one, members_at_once),
       donate_argnums=0, compiler_options=step_lib.compiler_options(),
       out_shardings=(jax.tree.map(lambda s: s.sharding, state_shapes), None))
 

@@ -272,3 +272,17 @@ def test_equals_hugging_face_without_its_rule_on_endings(
       torch_model, length_penalty)
   np.testing.assert_array_equal(tokens, expected_tokens)
   np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+def test_hugging_face_rules_give_its_search(torch_model, length_penalty):
+  expected_tokens, expected_scores = torch_model.generate(
+      num_beams=4, num_return_sequences=4, length_penalty=length_penalty,
+      early_stopping=False)
+  tokens, scores = jax.jit(lambda cache: beam.beam_search(
+      torch_model.step, cache, batch_size=8, max_length=12, eos_id=EOS,
+      num_beams=4, alpha=length_penalty, penalty=beam.hugging_face_length,
+      rules="hugging_face"))(torch_model.cache)
+  np.testing.assert_array_equal(tokens.reshape(32, 12), expected_tokens)
+  np.testing.assert_allclose(scores.reshape(32), expected_scores, rtol=1e-5)

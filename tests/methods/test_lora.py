@@ -1,5 +1,6 @@
 """LoRA against PEFT, its closed form and merged weights."""
 
+import functools
 import types
 
 import jax
@@ -8,9 +9,17 @@ import numpy as np
 import optax
 import pytest
 
+from prompt_tuning import prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import lora
-from prompt_tuning.models import encoder_decoder, layers, quantized, t5
+from prompt_tuning.models import (
+  causal_lm,
+  encoder_decoder,
+  layers,
+  quantized,
+  t5,
+)
+from prompt_tuning.train import prompts as train_prompts
 from prompt_tuning.train import state as state_lib
 from prompt_tuning.train import step as step_lib
 
@@ -203,6 +212,38 @@ def test_merging_into_int8_is_refused():
     DELTA.merge(params)
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_shared_prompt_meets_the_delta_too(scan):
+  """Run once or for every example; and as merged weights."""
+  config = causal_lm.Config(
+      vocab_size=30, embed_dim=8, num_layers=2, num_heads=4, num_kv_heads=2,
+      head_dim=2, mlp_dim=10, scan_layers=scan)
+  factory = functools.partial(
+      train_prompts.Prompt, prompt=prompts.Prompt(length=3))
+  targets = (r".*attention/(query|key|value|out)", r".*/mlp/(wi_0|wi_1|wo)")
+  delta = lora.Lora(2, 3.0, targets)
+  tokens = np.array([[5, 9, 8, 29], [3, 12, 4, 2]])
+  params = jax.jit(lambda: run_init(delta, config, factory, tokens))()
+  random = np.random.RandomState(0)
+  params = jax.tree.map(
+      lambda x: np.asarray(0.5 * random.randn(*x.shape), np.float32), params)
+  found = [
+      jax.jit(functools.partial(
+          run, one, causal_lm.CausalLM(config, factory, share_prompt=share)))(
+              tree, tokens)
+      for one, tree, share in (
+          (delta, params, False), (delta, params, True),
+          (None, delta.merge(params), True))]
+  for other in found[1:]:
+    assert_relative(np.asarray(other), np.asarray(found[0]))
+
+
+def run_init(delta, config, factory, tokens):
+  with lora.interception.applied(delta):
+    return causal_lm.CausalLM(config, factory).init(
+        jax.random.key(0), tokens)["params"]
+
+
 # --------------------------------------------------------------- what it costs
 
 
@@ -305,7 +346,7 @@ def test_a_pattern_that_matches_nothing_is_named(delta_t5):
     ("t5", ["q", "v"], False),
     ("t5", ["q", "k", "v", "o", "wi_0", "wi_1", "wo"], True),
     ("gpt2", ["c_attn", "c_proj"], None),
-    ("llama", ["q_proj", "v_proj", "down_proj", "lm_head"], None)])
+    ("llama", ["q_proj", "v_proj", "gate_proj", "down_proj"], None)])
 def test_logits_and_gradients_are_pefts(
     with_peft, monkeypatch, family, names, few):
   """Where three of our layers are one module there, so are their gradients."""
