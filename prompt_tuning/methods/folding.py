@@ -7,8 +7,8 @@ shared and used is a prompt [P, H] or a prefix [P, L * 2 * K * D].
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
 from flax import traverse_util
+import flax.linen as nn
 
 from prompt_tuning import methods
 from prompt_tuning.methods import p_tuning, prefix

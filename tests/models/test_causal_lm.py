@@ -233,9 +233,14 @@ def test_longer_than_the_model(prompt):
   module = causal_lm.CausalLM(
       dataclasses.replace(FAMILIES["gpt2"], max_positions=6 + P), prompt)
   longest = 6 if prompt else 6 + P
-  module.init(jax.random.PRNGKey(0), _tokens(length=longest))
+
+  def shapes(length):
+    return jax.eval_shape(lambda: module.init(
+        jax.random.PRNGKey(0), _tokens(length=length)))
+
+  shapes(longest)
   with pytest.raises(ValueError, match="TASK_FEATURE_LENGTHS or PROMPT_LEN"):
-    module.init(jax.random.PRNGKey(0), _tokens(length=longest + 1))
+    shapes(longest + 1)
 
 
 @pytest.mark.parametrize("wrong,match", [

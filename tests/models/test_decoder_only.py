@@ -48,10 +48,16 @@ def batch():
   return features.DecoderOnly().padded(INPUTS, TARGETS, 6, 4)
 
 
+@jax.jit
+def _padded_logits(params, tokens):
+  return _model().module.apply({"params": params}, tokens)[0]
+
+
 def _log_probs(params, ids):
-  """Of every next token of one unpadded text: [T, V]."""
-  logits = _model().module.apply({"params": params}, np.asarray([ids]))[0]
-  return np.asarray(jax.nn.log_softmax(logits), float)
+  """Of every next token of one text: [T, V]; what follows is never seen."""
+  padded = np.asarray([ids + [0] * (12 - len(ids))])
+  logits = np.asarray(_padded_logits(params, padded), float)[:len(ids)]
+  return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
 
 def _target_log_probs(params):

@@ -1,0 +1,83 @@
+"""The gin files of prompts' methods build, and train what they say."""
+
+import math
+import re
+
+import pytest
+
+from prompt_tuning import command_line
+from prompt_tuning.methods import multitask, p_tuning, prefix
+from prompt_tuning.models import decoder_only, encoder_decoder
+from prompt_tuning.train import state as state_lib
+
+CONFIGS = command_line.PACKAGE / "configs"
+BASES = {
+    "models/gpt2_prompt": ["--gin.VOCABULARY=None",
+                           "--gin.INITIAL_CHECKPOINT_PATH='gpt2'"],
+    "models/t5_1_1_default_prompt": []}
+
+
+@pytest.fixture
+def build(clean_gin):
+  """The model and the sizes of what is trained, by path."""
+
+  def run(base, method, *flags):
+    command_line.configure([
+        *(f"--gin_file={CONFIGS}/{name}.gin"
+          for name in (base, f"prompts/{method}")),
+        *BASES[base], *flags])
+    kind = (encoder_decoder.EncoderDecoderModel if "t5" in base
+            else decoder_only.DecoderOnlyModel)
+    model = clean_gin.get_configurable(kind)()
+    shapes, _ = model.abstract()
+    trainable, _ = state_lib.split(
+        shapes, command_line.macro("TRAINABLE_REGEX"))
+    return model, {path: math.prod(leaf.shape) for path, leaf in
+                   state_lib.flatten(trainable).items()}
+
+  return run
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_p_tuning(build, base):
+  model, sizes = build(
+      base, "p_tuning", "--gin.PROMPT_LENGTH=20",
+      "--gin.PROMPT_HIDDEN_DIM=128")
+  width = model.module.config.embed_dim
+  assert isinstance(model.module.prompt_factory().prompt, p_tuning.MlpPrompt)
+  # Table, and three layers with their biases.
+  assert sum(sizes.values()) == (
+      20 * width + (width + 1) * 128 + 129 * 128 + 129 * width)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_p_tuning_with_an_lstm(build, base):
+  _, sizes = build(
+      base, "p_tuning", "--gin.PROMPT_HIDDEN_DIM=16",
+      "--gin.train_prompts.Prompt.prompt=@p_tuning.LstmPrompt()")
+  assert len([path for path in sizes if "lstm" in path]) == 12
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_multitask(build, base):
+  model, sizes = build(
+      base, "multitask", "--gin.NUM_PROMPT_TASKS=3", "--gin.PROMPT_LENGTH=5")
+  assert isinstance(model.module.prompt_factory(), multitask.FirstTokenTask)
+  width = model.module.config.embed_dim
+  assert sum(sizes.values()) == 5 * width + 3 * (5 + width)
+
+
+def test_prefix(build):
+  model, sizes = build("models/gpt2_prompt", "prefix")
+  assert isinstance(model.module.prefix_factory(), prefix.ProjectedPrefix)
+  assert all(re.fullmatch("decoder/prefix/.*", path) for path in sizes)
+  # The authors' code at this width: table, and two layers with biases.
+  assert sum(sizes.values()) == (
+      5 * 768 + 769 * 512 + 513 * 2 * 12 * 768)
+
+
+def test_prefix_without_a_projection(build):
+  """5 x 12 x 2 x 768 numbers."""
+  _, sizes = build(
+      "models/gpt2_prompt", "prefix", "--gin.PREFIX=@prefix.Prefix")
+  assert sizes == {"decoder/prefix/prefix": 92_160}
