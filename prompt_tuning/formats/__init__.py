@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import contextlib
 import errno
 import os
+import shutil
 from typing import BinaryIO
 
 from prompt_tuning.errors import UserError
@@ -84,3 +85,34 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
   finally:
     with contextlib.suppress(OSError):
       os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[str]:
+  """A folder that appears with all that it holds, or not at all.
+
+  Args:
+    path: the folder to make when the block ends without an error.
+
+  Yields:
+    A folder beside it, to be filled.
+
+  Raises:
+    UserError: if `path` exists or cannot be made.
+  """
+  path = os.path.abspath(path)
+  if os.path.lexists(path):
+    raise UserError(f"{path!r} exists: give the name of a new folder")
+  parent, name = os.path.split(path)
+  folder = os.path.join(parent, f".{name}.{os.getpid()}.tmp")
+  try:
+    os.makedirs(parent, exist_ok=True)
+    os.mkdir(folder)
+    yield folder
+    os.replace(folder, path)
+    fsync_folder(parent)
+  except OSError as error:
+    raise UserError(
+        f"cannot write {path!r}: {why_not_written(error)}") from error
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)

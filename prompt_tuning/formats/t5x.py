@@ -5,17 +5,14 @@ checkpoint partially: what it lacks must come from elsewhere (its
 `fallback_checkpoint`, or the state the model was initialised with).
 """
 
-from collections.abc import Iterator
-import contextlib
 import gzip
 import json
 import os
-import shutil
 
 import flax
 import numpy as np
 
-from prompt_tuning import errors, formats
+from prompt_tuning import formats
 
 _VERSION = 3  # of T5X's layout
 _COMPRESSOR = {"id": "gzip", "level": 1}
@@ -46,7 +43,7 @@ def write(path: str | os.PathLike, variable: str, array, step: int = 0) -> None:
       "target": target, "state": {"step": np.int32(step), "param_states": {}}}}
   header = metadata | {
       "fill_value": None, "filters": None, "order": "C", "zarr_format": 2}
-  with _whole_folder(os.fspath(path)) as folder:
+  with formats.whole_folder(path) as folder:
     os.mkdir(os.path.join(folder, name))
     for file, content in (
         ("checkpoint", flax.serialization.msgpack_serialize(index)),
@@ -55,23 +52,3 @@ def write(path: str | os.PathLike, variable: str, array, step: int = 0) -> None:
         (os.path.join(name, ".".join("0" * values.ndim)),
          gzip.compress(values.tobytes(), 1, mtime=0))):
       formats.write_whole(os.path.join(folder, file), content)
-
-
-@contextlib.contextmanager
-def _whole_folder(path: str) -> Iterator[str]:
-  """A folder to fill, which takes its name when the block ends well."""
-  if os.path.lexists(path):
-    raise errors.UserError(f"{path} exists: give the name of a new folder.")
-  parent, name = os.path.split(os.path.abspath(path))
-  folder = os.path.join(parent, f".{name}.{os.getpid()}.tmp")
-  try:
-    os.makedirs(parent, exist_ok=True)
-    os.mkdir(folder)
-    yield folder
-    os.replace(folder, path)
-    formats.fsync_folder(parent)
-  except OSError as error:
-    raise errors.UserError(
-        f"cannot write {path}: {formats.why_not_written(error)}") from error
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)

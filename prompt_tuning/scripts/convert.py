@@ -1,4 +1,4 @@
-"""Turns a prompt from one format into another.
+"""Turns a prompt, or a prefix, from one format into another.
 
     python -m prompt_tuning.scripts.convert \\
         --from prompt.npy --to sst2_adapter --base t5_1_1_small
@@ -11,12 +11,10 @@ against the model, and a `.npy` gets a card.
 """
 
 import argparse
-from collections.abc import Mapping
 import dataclasses
 import os
 import re
 import sys
-from typing import Any
 
 import flax
 import numpy as np
@@ -26,26 +24,54 @@ from prompt_tuning.checkpoints import base as base_lib
 from prompt_tuning.checkpoints import t5x as t5x_reader
 from prompt_tuning.formats import card, npy, peft, t5x
 
-# PEFT's types that are a plain prompt [P, H] once they are saved.
-_PLAIN = ("PROMPT_TUNING", "P_TUNING")
+# PEFT's types that are one table once they are saved.
+_ONE_TABLE = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+_PREFIX = "decoder/prefix/prefix"
 
 
 @dataclasses.dataclass(frozen=True)
 class _Prompt:
-  """A prompt [P, H] on its way, and what its card said, if it had one."""
+  """A prompt [P, H] or prefix [P, L * 2 * K * D] on its way.
+
+  Attributes:
+    values: the table.
+    known: what its card said, if it had one.
+  """
 
   values: np.ndarray
-  card: card.Card | None = None
+  known: card.Card | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Base:
-  """The model that the prompt is for; `fingerprint` of its table."""
+  """The model that the prompt is for.
+
+  Attributes:
+    path: as given.
+    sizes: None where the checkpoint does not say what model it is.
+    fingerprint: of its embedding table.
+    width: H.
+  """
 
   path: str
   sizes: peft.Base | None
   fingerprint: str
   width: int
+
+  def place(self, source: str, values: np.ndarray) -> str:
+    """The parameter that a table is, by its width."""
+    found, sizes = values.shape[1], self.sizes
+    if found == self.width:
+      return (sizes.prompt_path if sizes else "encoder/prompt/prompt"
+              ) + "/prompt"
+    prefix = sizes and (
+        2 * sizes.num_decoder_layers * sizes.num_kv_heads * sizes.head_dim)
+    if found == prefix:
+      return _PREFIX
+    raise errors.UserError(
+        f"{source} has width {found}, and {self.path} has {self.width} for "
+        f"prompts{f' and {prefix} for prefixes' if prefix else ''}: give the "
+        "base model that it was trained on.")
 
 
 def main(arguments=None):
@@ -94,11 +120,9 @@ def convert(source: str, target: str, base: str | None = None) -> str:
         "A PEFT adapter says what model it is for: give --base, the folder of "
         "a Hugging Face model or a GGUF file.")
   prompt = _READERS[kind](source, known)
-  if known and prompt.values.shape[1] != known.width:
-    raise errors.UserError(
-        f"{source} has width {prompt.values.shape[1]}, and {base} has "
-        f"{known.width}: give the base model that it was trained on.")
-  _WRITERS[wanted](target, prompt, known)
+  place = (known.place(source, prompt.values) if known
+           else "encoder/prompt/prompt/prompt")
+  _WRITERS[wanted](target, prompt, known, place)
   length, width = prompt.values.shape
   return f"{target}: {length} x {width}, {_FORMATS[wanted]}"
 
@@ -158,13 +182,16 @@ def _read_npy(path: str, base: _Base | None) -> _Prompt:
 
 def _read_peft(path: str, base: _Base | None) -> _Prompt:
   adapter = peft.load(path)
-  if adapter.type not in _PLAIN:
+  if adapter.type not in _ONE_TABLE:
     raise errors.UserError(
-        f"{path} is a {adapter.type}, which is more than one prompt [P, H]: "
-        f"only {' and '.join(_PLAIN)} have another format.")
+        f"{path} is a {adapter.type}, which is more than one table: only "
+        f"{', '.join(_ONE_TABLE)} have another format.")
   if base is not None and base.sizes is not None:
-    flat = _flat(peft.to_params(adapter, base.sizes))
-    return _Prompt(flat[f"{base.sizes.prompt_path}/prompt"])
+    params = peft.to_params(adapter, base.sizes)
+    return _Prompt(*flax.traverse_util.flatten_dict(params).values())
+  if adapter.type == "PREFIX_TUNING":
+    raise errors.UserError(
+        f"{path} is a prefix, whose layout the model decides: give --base.")
   return _Prompt(peft.plain_table(adapter))
 
 
@@ -177,7 +204,7 @@ def _read_t5x(path: str, base: _Base | None) -> _Prompt:
   weights = base_lib.open_base(folder or ".")
   found = [name] if name else [
       path for path, leaf in weights.arrays.items()
-      if "prompt" in path.split("/") and len(leaf.shape) == 2]
+      if {"prompt", "prefix"} & set(path.split("/")) and len(leaf.shape) == 2]
   if len(found) != 1:
     raise errors.UserError(
         f"{path} holds {len(found)} prompts"
@@ -195,9 +222,10 @@ def _read_t5x(path: str, base: _Base | None) -> _Prompt:
 # ---------------------------------------------------------------------- writing
 
 
-def _write_npy(path: str, prompt: _Prompt, base: _Base | None) -> None:
+def _write_npy(path, prompt: _Prompt, base: _Base | None, place: str) -> None:
+  del place
   npy.write(path, prompt.values)
-  known = prompt.card
+  known = prompt.known
   if base is None and known is None:
     return
   card.write_card(
@@ -210,23 +238,18 @@ def _write_npy(path: str, prompt: _Prompt, base: _Base | None) -> None:
       settings=known.settings if known else {})
 
 
-def _write_peft(path: str, prompt: _Prompt, base: _Base) -> None:
-  params = flax.traverse_util.unflatten_dict(
-      {f"{base.sizes.prompt_path}/prompt": prompt.values}, sep="/")
-  peft.save(peft.from_params(params, base.sizes, "PROMPT_TUNING"), path)
+def _write_peft(path, prompt: _Prompt, base: _Base, place: str) -> None:
+  kind = "PREFIX_TUNING" if place == _PREFIX else "PROMPT_TUNING"
+  params = flax.traverse_util.unflatten_dict({place: prompt.values}, sep="/")
+  peft.save(peft.from_params(params, base.sizes, kind), path)
 
 
-def _write_t5x(path: str, prompt: _Prompt, base: _Base | None) -> None:
-  of_decoder = base and base.sizes and not base.sizes.is_encoder_decoder
-  side = "decoder" if of_decoder else "encoder"
+def _write_t5x(path, prompt: _Prompt, base: _Base | None, place: str) -> None:
+  del base
   number = re.fullmatch(
       r"checkpoint_(\d{1,9})", os.path.basename(os.path.normpath(path)))
-  step = int(number[1]) if number else 0  # T5X takes it from the name, too
-  t5x.write(path, f"{side}/prompt/prompt/prompt", prompt.values, step)
-
-
-def _flat(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  return flax.traverse_util.flatten_dict(params, sep="/")
+  # T5X takes the step from the folder's name, too.
+  t5x.write(path, place, prompt.values, int(number[1]) if number else 0)
 
 
 _READERS = {"npy": _read_npy, "peft": _read_peft, "t5x": _read_t5x}

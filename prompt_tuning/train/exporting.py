@@ -14,7 +14,7 @@ import numpy as np
 from prompt_tuning import formats, versions
 from prompt_tuning.checkpoints import base, hugging_face, runs
 from prompt_tuning.formats import card, npy, peft
-from prompt_tuning.methods import lora
+from prompt_tuning.methods import folding, lora
 from prompt_tuning.train import inputs, settings
 from prompt_tuning.train import state as state_lib
 
@@ -30,6 +30,30 @@ def write_configuration(model_dir: str):
     formats.write_whole(
         os.path.join(model_dir, "versions.json"),
         json.dumps(versions.installed(), indent=2).encode())
+
+
+def write_trained(
+    folder: str, step: int, model, trainable, weights, base_path: str | None,
+    dataset: settings.DatasetConfig, results: Mapping[str, float],
+    more: Mapping[str, Any],
+):
+  """Writes what was trained in each form that others read.
+
+  Args:
+    folder: of the run.
+    step: the run's.
+    model: what the trained tree belongs to.
+    trainable: the trained tree.
+    weights: see `write_prompts`.
+    base_path: see `write_adapter`.
+    dataset: see `write_prompts`.
+    results: see `write_prompts`.
+    more: see `write_prompts`.
+  """
+  write_prompts(
+      folder, step, folding.fold(model.module, trainable), weights, dataset,
+      results, more)
+  write_adapter(folder, model, trainable, base_path)
 
 
 def write_prompts(

@@ -20,7 +20,6 @@ import optax
 
 from prompt_tuning import errors
 from prompt_tuning.checkpoints import runs
-from prompt_tuning.methods import folding
 from prompt_tuning.train import (
   epochs,
   evaluation,
@@ -152,11 +151,10 @@ def train(
       checkpoints.save(at, state, {
           "data": data.get_state(), "results": results,
           "unlogged": averages.unlogged(), **identity})
-      exporting.write_prompts(
-          model_dir, at, folding.fold(model.module, state.trainable), weights,
-          train_dataset_cfg, results, {"total_steps": total_steps})
-      exporting.write_adapter(
-          model_dir, model, state.trainable, restore_checkpoint_cfg.path)
+      exporting.write_trained(
+          model_dir, at, model, state.trainable, weights,
+          restore_checkpoint_cfg.path, train_dataset_cfg, results,
+          {"total_steps": total_steps})
 
     while first_step < total_steps:  # a run that is done is only evaluated
       batch = sharding.put_batch(next(data), mesh)

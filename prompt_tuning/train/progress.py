@@ -98,14 +98,17 @@ class Progress:
         self._results[k] |= {"training loss": averages["loss"]}
     comparison.draw(self._dir, self._folders)
 
-  def export(self, step: int, trainable, weights, total_steps: int):
-    """Writes each member's prompt and its card."""
+  def export(
+      self, step: int, trainable, weights, base_path, total_steps: int
+  ):
+    """Writes what each member trained, see `exporting.write_trained`."""
     for k, one in enumerate(self._members):
       results = {name: value for name, value in self._results[k].items()
                  if name != "training loss"}
-      exporting.write_prompts(
-          self._folders[one.name], step, self._take(trainable, k), weights,
-          one.train, results, {"total_steps": total_steps, **one.settings})
+      exporting.write_trained(
+          self._folders[one.name], step, one.model, self._take(trainable, k),
+          weights, base_path, one.train, results,
+          {"total_steps": total_steps, **one.settings})
 
   def records(self) -> list[dict[str, Any]]:
     """See `sweep.train_members`."""

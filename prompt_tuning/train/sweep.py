@@ -13,6 +13,7 @@ tasks and share one frozen network, which each step reads once (see
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import inspect
 import os
 from typing import Any
 
@@ -80,6 +81,11 @@ def train_sweep(
   Raises:
     UserError: see `loop.train`, and on lists that do not go together.
   """
+  known = inspect.signature(train_members).parameters
+  for name in options.keys() - known.keys():
+    raise errors.UserError(
+        f"train_sweep has no parameter {name!r}; it has "
+        f"{', '.join(sorted(known.keys() - {'together'}))}.")
   optimizers = {
       rate: members.optimizer_at(optimizer, rate)
       for rate in learning_rates or ()}
@@ -208,7 +214,9 @@ def train_members(
     def save(step):
       checkpoints.save(step, state, {
           "data": data.get_state(), "progress": run.state(), **identity})
-      run.export(step, state.trainable, weights, total_steps)
+      run.export(
+          step, state.trainable, weights, restore_checkpoint_cfg.path,
+          total_steps)
 
     for step in range(first_step + 1, total_steps + 1):
       state, metrics = train_step(

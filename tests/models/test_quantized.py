@@ -13,7 +13,13 @@ import pytest
 
 from prompt_tuning import checkpoints, prompts
 from prompt_tuning.checkpoints import base, hugging_face
-from prompt_tuning.models import encoder_decoder, quantized, t5
+from prompt_tuning.models import (
+  causal_lm,
+  decoder_only,
+  encoder_decoder,
+  quantized,
+  t5,
+)
 from prompt_tuning.train import prompts as train_prompts
 from prompt_tuning.train import settings, setup, sharding
 from prompt_tuning.train import state as state_lib
@@ -21,7 +27,7 @@ from prompt_tuning.train import step as step_lib
 
 CONFIG = t5.Config(
     vocab_size=512, embed_dim=64, num_heads=4, head_dim=16, mlp_dim=128,
-    num_encoder_layers=2, num_decoder_layers=2)
+    num_encoder_layers=1, num_decoder_layers=1)
 
 
 def normal(*shape, seed=0):
@@ -247,7 +253,7 @@ def test_a_prompt_trained_on_int8_works_on_bfloat16(weights, batch):
   state = step_lib.TrainState(
       jnp.int32(0), trainable, optimizer.init(trainable))
   train = jax.jit(step_lib.make_train_step(model, optimizer))
-  for _ in range(30):
+  for _ in range(60):
     state, _ = train(state, small.frozen, batch, None)
   step = jax.jit(step_lib.make_eval_step(model))
   started, *trained = (
@@ -256,6 +262,41 @@ def test_a_prompt_trained_on_int8_works_on_bfloat16(weights, batch):
           (state.trainable, weights["bfloat16"])))
   assert trained[0] < 0.9 * started  # it learned something to lose
   assert trained[1] == pytest.approx(trained[0], rel=2e-2)
+
+
+def test_decoder_only_models_have_it_too(batch):
+  """The loss, a prompt's gradient, decoding; tied logits, scanned layers."""
+  module = causal_lm.CausalLM(
+      causal_lm.Config(
+          CONFIG.vocab_size, 64, 2, 4, 16, 128, num_kv_heads=2,
+          scan_layers=True),
+      prompt_factory=functools.partial(
+          train_prompts.Prompt, prompt=prompts.Prompt(4)))
+  model = decoder_only.DecoderOnlyModel(
+      module, types.SimpleNamespace(eos_id=1, vocab_size=CONFIG.vocab_size))
+  params = state_lib.flatten(jax.tree.map(
+      np.asarray, jax.jit(model.init)(jax.random.PRNGKey(0))["params"]))
+  small = {
+      path: value if quantized.axis_of(path) is None or "prompt" in path
+      else quantize(value, quantized.axis_of(path))
+      for path, value in params.items()}
+  rows = model.features.padded(
+      batch["encoder_input_tokens"].tolist(),
+      batch["decoder_target_tokens"].tolist(), 12, 6)
+
+  @jax.jit
+  def loss_and_gradient(params):
+    trainable, frozen = state_lib.split(params, [".*/prompt/.*"])
+    return jax.value_and_grad(lambda trainable: model.loss(
+        state_lib.merge(trainable, frozen), rows)[0])(trainable)
+
+  (exact, gradient), (found, rounded) = (
+      loss_and_gradient(state_lib.unflatten(tree)) for tree in (params, small))
+  assert float(found) == pytest.approx(float(exact), rel=1e-2)
+  [gradient], [rounded] = map(jax.tree.leaves, (gradient, rounded))
+  assert jnp.linalg.norm(rounded - gradient) < 0.1 * jnp.linalg.norm(gradient)
+  tokens = jax.jit(model.predict)(state_lib.unflatten(small), rows)
+  assert tokens.shape == (8, 6)
 
 
 def test_a_step_does_not_keep_dequantised_kernels(weights, batch):

@@ -55,7 +55,7 @@ def lora_model():
 def random_params(model, seed=0):
   draw = np.random.default_rng(seed)
   return jax.tree.map(
-      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.4, s.shape)
+      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.2, s.shape)
       .astype(np.float32), model.abstract()[0])
 
 
@@ -115,29 +115,34 @@ def test_each_member_is_its_own_run(make, pattern, one_batch, at_once):
 
 
 def test_dropout_and_microbatches_are_each_members_own():
-  config = t5.Config(259, 8, 2, 4, 16, 1, 1, dropout_rate=0.2)
-  model = dataclasses.replace(t5_model(), module=t5.EncoderDecoder(
-      config, prompt_factory=PROMPT))
+  """Oracle: single steps of a model whose loss is its random numbers."""
+
+  def loss(params, batch, rng):
+    noise = jax.random.uniform(rng, batch["rows"].shape)
+    total = jnp.sum(params["prompt"] * batch["rows"] * noise)
+    return total, {"loss": total, "tokens": jnp.float32(batch["rows"].size)}
+
+  model = types.SimpleNamespace(
+      loss=loss, loss_normalizing_factor="num_tokens")
   optimizer = optax.sgd(0.1)
-  trainable, frozen = state_lib.split(random_params(model), [".*/prompt/.*"])
-  batch = batch_of(model, 0)
+  trainable = {"prompt": jnp.ones(3)}
+  batch = {"rows": jnp.arange(18.0).reshape(6, 3)}
   rngs = jnp.stack([jax.random.PRNGKey(k) for k in range(2)])
   trees = stacked.stack([trainable, trainable])
   state, _ = stacked.make_train_step(
       model, [optimizer] * 2, 3, True, one_batch=True)(
           step_lib.TrainState(
               jnp.int32(4), trees, jax.vmap(optimizer.init)(trees)),
-          frozen, batch, rngs, np.ones(2, bool))
-  one = step_lib.make_train_step(model, optimizer, 3, True)
-  found = state_lib.flatten(state.trainable)
+          {}, batch, rngs, np.ones(2, bool))
+  found = state.trainable["prompt"]
   for k in range(2):
-    single, _ = one(
+    single, _ = step_lib.make_train_step(model, optimizer, 3, True)(
         step_lib.TrainState(
             jnp.int32(4), trainable, optimizer.init(trainable)),
-        frozen, batch, rngs[k])
-    for path, leaf in state_lib.flatten(single.trainable).items():
-      np.testing.assert_allclose(found[path][k], leaf, rtol=1e-5, atol=1e-6)
-      assert (found[path][0] != found[path][1]).any()
+        {}, batch, rngs[k])
+    np.testing.assert_allclose(
+        found[k], single.trainable["prompt"], rtol=1e-5)
+  assert (found[0] != found[1]).any()
 
 
 def test_one_at_a_time_needs_the_memory_of_one():
@@ -165,7 +170,7 @@ def test_one_at_a_time_needs_the_memory_of_one():
       step_lib.TrainState(
           jnp.int32(0), trees, jax.vmap(optimizer.init)(trees)),
       frozen, batch, rngs, np.ones(8, bool))
-  assert together < 1.2 * alone
+  assert together < 1.5 * alone
 
 
 # ----------------------------------------------------------------- the members
@@ -201,7 +206,8 @@ def test_another_initializer_changes_the_prompt_alone():
               train_prompts.Prompt, prompt=prompts.Prompt(3, initializer))),
       BYTES, BYTES)
   plain, expected, found = (
-      state_lib.flatten(model.init(jax.random.PRNGKey(1))["params"])
+      state_lib.flatten(jax.jit(lambda rng, model=model: model.init(rng)[
+          "params"])(jax.random.PRNGKey(1)))
       for model in (t5_model(), built, members.with_initializer(
           t5_model(), initializer)))
   assert found.keys() == expected.keys()
@@ -218,8 +224,8 @@ def test_batches_of_several_lengths_are_padded_to_the_longest():
   assert all(len(value) == 2 for value in both.values())
   params = random_params(model)
   for k, one in enumerate((short, long)):
-    expected, _ = model.loss(params, one)
-    found, _ = model.loss(
+    expected, _ = jax.jit(model.loss)(params, one)
+    found, _ = jax.jit(model.loss)(
         params, {name: value[k] for name, value in both.items()})
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
@@ -339,7 +345,7 @@ def test_a_member_that_diverges_leaves_the_others_alone(
   folder, _ = swept
   outcome = command("sweep", *tiny_flags(
       "prompt_sweep", MODEL_DIR=str(tmp_path), **RUN,
-      LEARNING_RATES=[0.1, 1e39], SEEDS=[0]))
+      LEARNING_RATES=[0.1, 3e38], SEEDS=[0]))
   assert outcome.status == 0, outcome.err
   good, bad = outcome.result
   assert "stopped at" not in good
@@ -350,7 +356,7 @@ def test_a_member_that_diverges_leaves_the_others_alone(
   assert outcome.err.count("it stays as it was before them") == 1
   outcome = command("sweep", *tiny_flags(
       "prompt_sweep", MODEL_DIR=str(tmp_path / "all"), **RUN,
-      LEARNING_RATES=[1e39]))
+      LEARNING_RATES=[3e38]))
   assert outcome.status == 2
   assert "every member was not finite" in outcome.err
 
@@ -399,6 +405,14 @@ def test_a_learning_rate_that_nothing_uses(command, tiny_flags, tmp_path):
   assert outcome.status == 2
   assert "OPTIMIZER does not use LEARNING_RATE" in outcome.err
   assert not (tmp_path / "run").exists()
+
+
+def test_a_parameter_that_it_has_not(command, tiny_flags, tmp_path):
+  outcome = command("sweep", *tiny_flags(
+      "prompt_sweep", MODEL_DIR=str(tmp_path / "run"), **RUN),
+      "--gin.sweep.train_sweep.log_perod=3")
+  assert outcome.status == 2
+  assert "no parameter 'log_perod'" in outcome.err
 
 
 def test_members_of_one_name_are_refused():

@@ -66,6 +66,12 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
         "use_dora": False, "use_qalora": False, "use_rslora": False,
         "velora_config": None},
 }
+# What JSON may hold for fields that are used, besides null.
+_KINDS = {
+    "rank_pattern": (dict,), "alpha_pattern": (dict,),
+    "lora_dropout": (int, float), "base_model_name_or_path": (str,),
+    "tokenizer_name_or_path": (str,), "tokenizer_kwargs": (dict,),
+    "num_virtual_tokens": (int,), "task_type": (str,)}
 # Fields that, if set, make the adapter compute something else than ours does.
 _ONLY_UNSET = {
     "LORA": (
@@ -84,7 +90,7 @@ def check_kind(kind: Any, where: str) -> None:
   Raises:
     UserError: if `kind` is not one of `FIELDS`.
   """
-  if kind not in FIELDS:
+  if not isinstance(kind, str) or kind not in FIELDS:
     raise errors.UserError(
         f"{where} has the PEFT type {kind!r}, which is not supported: "
         f"{', '.join(FIELDS)} are.")
@@ -121,6 +127,11 @@ def read(file: str) -> dict[str, Any]:
         f"{file} has settings that {kind} has not in PEFT {VERSION}, and that "
         f"are left out: {checkpoints.names(unknown, 10)}.", stacklevel=3)
   config = dict(fields) | {k: v for k, v in content.items() if k in fields}
+  for name, kinds in _KINDS.items():
+    if not isinstance(config.get(name), (*kinds, type(None))):
+      raise errors.UserError(
+          f"{file} has {name} {config[name]!r}"[:300] + ", which PEFT does not "
+          "write: copy the adapter again.")
   _refuse_code(config, file)
   _refuse_other_functions(config, file)
   return config
@@ -160,14 +171,14 @@ def _refuse_code(config: dict, file: str) -> None:
           "would be run to load it: remove auto_mapping if you trust the "
           "adapter.")
   options = config.get("tokenizer_kwargs") or {}
-  if not isinstance(options, dict) or options.get("trust_remote_code"):
+  if options.get("trust_remote_code"):
     raise errors.UserError(
         f"{file} has trust_remote_code in tokenizer_kwargs, which runs code "
         "that comes with the tokenizer: remove it, the tokenizer is not "
         "needed to load the adapter.")
   name = config.get("tokenizer_name_or_path")
   for folder in (os.path.dirname(file), ""):
-    if name and _has_code(os.path.join(folder, str(name))):
+    if name and _has_code(os.path.join(folder, name)):
       raise errors.UserError(
           f"{file} names the tokenizer {name!r} with tokenizer_name_or_path, "
           "a folder with code (auto_map) that would be run to load it: remove "

@@ -31,15 +31,15 @@ def arguments(adapter: Adapter, base: Base, task: int = 0) -> dict[str, Any]:
   """
   if adapter.type in configs.DELTAS:
     return {}
-  length = adapter.config["num_virtual_tokens"]
+  length = tables.length_of(adapter)
   if adapter.type == "PREFIX_TUNING":
     name = ("decoder_prefix_factory" if base.is_encoder_decoder
             else "prefix_factory")
     return {name: functools.partial(prefix.Prefix, length)}
   if adapter.type == "MULTITASK_PROMPT_TUNING":
-    cols = adapter.tensors[tables.COLS]
     one = functools.partial(
-        multitask.MultitaskPrompt, length, cols.shape[0], cols.shape[2], task)
+        multitask.MultitaskPrompt, length, *tables.tasks_and_ranks(adapter),
+        task)
   else:
     one = functools.partial(prompts.Prompt, length)
   return {"prompt_factory": lambda: train_prompts.Prompt(one())}

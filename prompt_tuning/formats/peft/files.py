@@ -1,6 +1,7 @@
 """An adapter's directory: read with suspicion, written whole."""
 
 from collections.abc import Mapping
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -83,15 +84,13 @@ def save(adapter: Adapter, path: str | os.PathLike) -> None:
   content = safetensors.numpy.save(
       {name: np.ascontiguousarray(x) for name, x in adapter.tensors.items()},
       metadata={"format": "pt"})
-  try:
-    os.makedirs(path, exist_ok=True)
-  except OSError as error:
-    raise errors.UserError(
-        f"cannot make the folder {path!r}: "
-        f"{formats.why_not_written(error)}") from error
-  # The configuration comes last: a folder without it is no adapter yet.
-  formats.write_whole(os.path.join(path, TENSORS), content)
-  formats.write_whole(os.path.join(path, CONFIG), configs.to_json(config))
+  # A new folder appears whole. In one that is there, the configuration comes
+  # last: without it a folder is no adapter yet.
+  with (contextlib.nullcontext(path) if os.path.isdir(path)
+        else formats.whole_folder(path)) as folder:
+    formats.write_whole(os.path.join(folder, TENSORS), content)
+    formats.write_whole(
+        os.path.join(folder, CONFIG), configs.to_json(config))
 
 
 def _read_tensors(path: str) -> dict[str, np.ndarray]:

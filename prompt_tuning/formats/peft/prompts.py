@@ -44,7 +44,7 @@ def plain_table(adapter: Adapter) -> np.ndarray:
   Raises:
     UserError: if the table is not of the length that the adapter says.
   """
-  length = _count(adapter, "num_virtual_tokens", None)
+  length = length_of(adapter)
   table = adapter.tensors.get(TABLE)
   halves = adapter.config["num_transformer_submodules"]
   if halves is None:
@@ -86,10 +86,24 @@ def from_params(
 # ------------------------------------------------------------------ from PEFT
 
 
+def length_of(adapter: Adapter) -> int:
+  """P of a prompt or prefix.
+
+  Raises:
+    UserError: if the adapter does not say it.
+  """
+  return _count(adapter, "num_virtual_tokens", None)
+
+
+def tasks_and_ranks(adapter: Adapter) -> tuple[int, int]:
+  """How many tasks a multitask prompt has, and R."""
+  return _count(adapter, "num_tasks", 1), _count(adapter, "num_ranks", 1)
+
+
 def _lengths(adapter: Adapter, base: Base) -> tuple[int, int]:
   """P, and for how many halves of the model the table has rows."""
   config = adapter.config
-  length = _count(adapter, "num_virtual_tokens", None)
+  length = length_of(adapter)
   halves = config["num_transformer_submodules"]
   if halves is None:
     halves = 2 if base.is_encoder_decoder else 1
@@ -134,8 +148,7 @@ def _refuse_others(adapter: Adapter) -> None:
 
 def _multitask(adapter: Adapter, base: Base) -> dict[str, np.ndarray]:
   length, halves = _lengths(adapter, base)
-  tasks = _count(adapter, "num_tasks", 1)
-  ranks = _count(adapter, "num_ranks", 1)
+  tasks, ranks = tasks_and_ranks(adapter)
   total, width = length * halves, base.embed_dim
   shared = _tensor(adapter, base, TABLE, (total, width))
   cols = _tensor(adapter, base, COLS, (tasks, total, ranks))
@@ -150,7 +163,7 @@ def _multitask(adapter: Adapter, base: Base) -> dict[str, np.ndarray]:
 
 
 def _prefix(adapter: Adapter, base: Base) -> np.ndarray:
-  length = _count(adapter, "num_virtual_tokens", None)
+  length = length_of(adapter)
   heads = _count(adapter, "num_attention_heads", base.num_kv_heads)
   count = _count(adapter, "num_layers", base.num_layers)
   if (heads, count) != (base.num_kv_heads, base.num_layers):
