@@ -14,6 +14,7 @@ from prompt_tuning.train import schedules, settings
 
 CONFIGS = command_line.PACKAGE / "configs"
 
+
 @pytest.fixture
 def configure(clean_gin):
   """Reads gin files of the package, by names without `.gin`, and macros."""
@@ -110,3 +111,23 @@ def test_the_tutorials_steps_and_rates(tutorial):
   for step in (0, 1, 175, 349, 350):
     np.testing.assert_allclose(
         schedule(step), 3e-2 * (350 - step) / 350, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("run,batch_size,data", [
+    ("sst2_smollm2", 16, ("sst2/train.tsv", "sst2/dev.tsv")),
+    ("e2e_smollm2", 8, ("e2e/train.txt.gz", "e2e/valid.txt.gz")),
+])
+def test_runs_on_smollm2(configure, shared_data, run, batch_size, data):
+  """A prompt of 20 vectors of words, 300 steps, up for 30 and down to 0."""
+  train, validation = (str(shared_data / name) for name in data)
+  gin = configure(
+      "models/smollm2_135m_prompt", f"runs/{run}", TRAIN_FILE=train,
+      VALIDATION_FILE=validation, MODEL_DIR="run",
+      INITIAL_CHECKPOINT_PATH="base")
+  for name, value in (("PROMPT_LENGTH", 20), ("BATCH_SIZE", batch_size),
+                      ("TRAIN_STEPS", 300), ("REPEAT_PROMPT_TEXT", True)):
+    assert gin.query_parameter(f"%{name}") == value
+  schedule = gin.get_configurable(schedules.linear_decay)()
+  np.testing.assert_allclose(
+      [schedule(step) for step in (0, 15, 30, 165, 300)],
+      [0.0, 5e-3, 1e-2, 5e-3, 0.0], atol=1e-9)
