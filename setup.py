@@ -50,7 +50,8 @@ setuptools.setup(
         "tokenizers>=0.21,<1",
     ],
     extras_require={
-        "test": ["hypothesis>=6", "pytest>=8", "ruff>=0.9"],
+        "test": [
+            "hypothesis>=6", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
         # Live comparisons with Hugging Face. Get torch's CPU build first
         # where there is no GPU: the default one brings gigabytes of CUDA.
         "parity": ["peft>=0.17", "torch>=2.6", "transformers>=4.56"],

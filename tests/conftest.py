@@ -10,15 +10,26 @@ import subprocess
 import sys
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of what the tests do, and tiny models run fast as they are.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8")
+    + " --xla_force_host_platform_device_count=8"
+    " --xla_backend_optimization_level=0"
+    " --xla_llvm_disable_expensive_passes=true")
 
 import pytest  # noqa: E402  (the flags must be set before jax is imported)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = "prompt_tuning/configs"
 TINY = str(ROOT / "tests" / "configs" / "t5_1_1_tiny_prompt.gin")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+  """A file's programs serve no other file, and together take gigabytes."""
+  yield
+  if "jax" in sys.modules:
+    sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -178,8 +178,11 @@ class LanguageModel:
     with interception.applied(self.delta):
       return self.module.apply(*arguments, **options)
 
-  def _search(self, step, cache, rows, length, rng, start_id=0):
-    """Runs `decode_fn`; tokens [B, D, U] and scores [B, D]."""
+  def _search(self, step, cache, rows, length, rng, start_id=None):
+    """Runs `decode_fn`; tokens [B, D, U] and scores [B, D].
+
+    `start_id` [B] is what each row feeds first; None is the function's own.
+    """
     # Only what samples takes a key, only what has hypotheses the cache's axis.
     offered = {"batch_axis": int(self.module.scan_layers)}
     if rng is not None:
@@ -187,7 +190,8 @@ class LanguageModel:
     taken = inspect.signature(self.decode_fn).parameters
     tokens, scores = self.decode_fn(
         step, cache, batch_size=rows, max_length=length,
-        eos_id=self.output_vocabulary.eos_id, start_id=start_id,
+        eos_id=self.output_vocabulary.eos_id,
+        **({} if start_id is None else {"start_id": start_id}),
         **{name: value for name, value in offered.items() if name in taken})
     # Greedy search has one hypothesis and no axis for it.
     return tokens.reshape(rows, -1, length), scores.reshape(rows, -1)

@@ -127,7 +127,7 @@ def test_files_that_disagree_are_not_chosen_from(
   save(tmp_path, template(made, single), tokenizer_config=config)
   ours = tokenizers.TokenizerJson(tmp_path, add_bos=add_bos)
   if begins is None:
-    with pytest.raises(errors.UserError, match="option add_bos"):
+    with pytest.raises(errors.UserError, match="set ADD_BOS"):
       ours.encode_inputs("a")
   else:
     assert ours.encode_inputs("a") == [601] * begins + ours.encode("a")
