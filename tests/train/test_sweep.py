@@ -264,7 +264,7 @@ def test_streams_go_on_where_they_were():
 # ------------------------------------------------------------------ the command
 
 RUN = {"TRAIN_STEPS": 6, "EVAL_PERIOD": 3, "SAVE_PERIOD": 2, "LOG_PERIOD": 2}
-LISTS = {"SEEDS": [0, 1], "LEARNING_RATES": [0.03, 0.1]}
+LISTS = {"SEEDS": [0, 1], "LEARNING_RATES": [0.003, 0.01]}
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +277,7 @@ def swept(command, tiny_flags, tmp_path_factory):
   return folder, outcome
 
 
-@pytest.mark.parametrize("seed, rate", [(0, 0.1), (1, 0.03)])
+@pytest.mark.parametrize("seed, rate", [(0, 0.01), (1, 0.003)])
 def test_a_member_is_the_run_with_its_settings(
     command, tiny_flags, swept, tmp_path, seed, rate):
   folder, outcome = swept
@@ -337,7 +337,7 @@ def test_a_stopped_sweep_goes_on(command, tiny_flags, swept, tmp_path):
       "prompt_sweep", MODEL_DIR=str(tmp_path), **RUN,
       **LISTS | {"SEEDS": [0, 2]}))
   assert other.status == 2
-  assert "has the members seed=0_learning_rate=0.03, " in other.err
+  assert "has the members seed=0_learning_rate=0.003, " in other.err
 
 
 def test_a_member_that_diverges_leaves_the_others_alone(
@@ -345,7 +345,7 @@ def test_a_member_that_diverges_leaves_the_others_alone(
   folder, _ = swept
   outcome = command("sweep", *tiny_flags(
       "prompt_sweep", MODEL_DIR=str(tmp_path), **RUN,
-      LEARNING_RATES=[0.1, 3e38], SEEDS=[0]))
+      LEARNING_RATES=[0.01, 3e38], SEEDS=[0]))
   assert outcome.status == 0, outcome.err
   good, bad = outcome.result
   assert "stopped at" not in good
