@@ -88,11 +88,14 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | os.PathLike) -> Iterator[str]:
+def whole_folder(
+    path: str | os.PathLike, replace_empty: bool = False
+) -> Iterator[str]:
   """A folder that appears with all that it holds, or not at all.
 
   Args:
     path: the folder to make when the block ends without an error.
+    replace_empty: whether it may be there already, if it holds nothing.
 
   Yields:
     A folder beside it, to be filled.
@@ -102,7 +105,12 @@ def whole_folder(path: str | os.PathLike) -> Iterator[str]:
   """
   path = os.path.abspath(path)
   if os.path.lexists(path):
-    raise UserError(f"{path!r} exists: give the name of a new folder")
+    if not replace_empty:
+      raise UserError(f"{path!r} exists: give the name of a new folder")
+    if os.path.islink(path) or not os.path.isdir(path) or os.listdir(path):
+      raise UserError(
+          f"{path} exists and is not an empty folder: give the name of a new "
+          "one.")
   parent, name = os.path.split(path)
   folder = os.path.join(parent, f".{name}.{os.getpid()}.tmp")
   try:

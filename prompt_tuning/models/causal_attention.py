@@ -172,7 +172,7 @@ class SelfAttention(nn.Module):
     """
     config = self.config
     width = config.head_dim
-    heads, groups = config.num_heads, config.num_kv_heads or config.num_heads
+    heads, groups = config.num_heads, config.kv_heads
 
     def project(name, count):
       out = layers.Dense(

@@ -98,7 +98,7 @@ class Config:
         raise errors.UserError(
             f"causal_lm.Config.{name} is {getattr(self, name)!r}; it can be "
             f"{', '.join(known)}.")
-    if self.num_heads % (self.num_kv_heads or self.num_heads):
+    if self.num_heads % self.kv_heads:
       raise errors.UserError(
           f"causal_lm.Config: {self.num_heads} query heads cannot share "
           f"{self.num_kv_heads} key and value heads evenly: correct NUM_HEADS "

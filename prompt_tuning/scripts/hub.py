@@ -117,11 +117,7 @@ def pull(
       nothing of ours in it, a file is damaged, or the connection breaks.
   """
   path = os.path.abspath(path)
-  if os.path.lexists(path) and not _is_empty_folder(path):
-    raise errors.UserError(
-        f"{path} exists and is not an empty folder: give the name of a new "
-        "one.")
-  with (_temporary_beside(path) as folder,
+  with (formats.whole_folder(path, replace_empty=True) as folder,
         _hub(repo, endpoint, revision, "read") as hub):
     found = hub.model_info(repo, revision=revision)
     names = [sibling.rfilename for sibling in found.siblings or ()]
@@ -134,7 +130,10 @@ def pull(
     # What the client notes of its downloads is of no use to anybody else.
     shutil.rmtree(os.path.join(folder, ".cache"), ignore_errors=True)
     _check([os.path.join(folder, name) for name in chosen])
-    _put_in_place(folder, path)
+    for name in chosen:
+      with open(os.path.join(folder, name), "rb") as file:
+        os.fsync(file.fileno())
+    formats.fsync_folder(folder)
   return [os.path.join(path, name) for name in chosen]
 
 
@@ -270,45 +269,6 @@ def _failure_sentence(error: Exception, repo: str, endpoint: str) -> str:
   reason = " ".join(str(error.__cause__ or error).split())
   return (f"{repo} could not be reached at {endpoint} ({reason[:200]}): check "
           "the connection and --endpoint.")
-
-
-# ------------------------------------------------------------------- the disk
-
-
-def _is_empty_folder(path: str) -> bool:
-  return (os.path.isdir(path) and not os.path.islink(path)
-          and not os.listdir(path))
-
-
-@contextlib.contextmanager
-def _temporary_beside(path: str):
-  """A folder on the same file system as `path`, gone at the end."""
-  parent, name = os.path.split(path)
-  folder = os.path.join(parent, f".{name}.{os.getpid()}.tmp")
-  try:
-    os.makedirs(parent, exist_ok=True)
-    os.mkdir(folder)
-  except OSError as error:
-    raise errors.UserError(
-        f"cannot write {path}: {formats.why_not_written(error)}") from error
-  try:
-    yield folder
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _put_in_place(folder: str, path: str) -> None:
-  """Gives a folder its name, once all that it holds is on the disk."""
-  try:
-    for entry in os.scandir(folder):
-      with open(entry.path, "rb") as file:
-        os.fsync(file.fileno())
-    formats.fsync_folder(folder)
-    os.replace(folder, path)
-    formats.fsync_folder(os.path.dirname(path))
-  except OSError as error:
-    raise errors.UserError(
-        f"cannot write {path}: {formats.why_not_written(error)}") from error
 
 
 if __name__ == "__main__":

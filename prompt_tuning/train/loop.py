@@ -124,11 +124,9 @@ def train(
     data.set_state(position["data"])
     results, unlogged = position["results"], position.get("unlogged")
   first_step = int(state.step)
-  train_step = jax.jit(
+  train_step = step_lib.compiled_update(
       step_lib.make_train_step(
-          model, optimizer, num_microbatches, use_dropout),
-      donate_argnums=0, compiler_options=step_lib.compiler_options(),
-      out_shardings=(jax.tree.map(lambda s: s.sharding, state_shapes), None))
+          model, optimizer, num_microbatches, use_dropout), state_shapes)
 
   # ------------------------------------------------------------------ loop
   with (

@@ -187,12 +187,10 @@ def train_members(
     data.set_state(position["data"])
   first_step = int(state.step)
   rngs = jnp.stack([jax.random.PRNGKey(one.seed) for one in together])
-  train_step = jax.jit(
+  train_step = step_lib.compiled_update(
       stacked.make_train_step(
           first.model, [one.optimizer for one in together], num_microbatches,
-          use_dropout, data.is_one, members_at_once),
-      donate_argnums=0, compiler_options=step_lib.compiler_options(),
-      out_shardings=(jax.tree.map(lambda s: s.sharding, state_shapes), None))
+          use_dropout, data.is_one, members_at_once), state_shapes)
 
   # ------------------------------------------------------------------ loop
   with (

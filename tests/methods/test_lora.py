@@ -139,40 +139,6 @@ def test_logical_axes_are_the_kernels(delta_t5):
       2, 10, 2)
 
 
-@pytest.fixture(scope="module")
-def merged(delta_t5):
-  """Parameters with a delta, merged ones, and the logits of the latter."""
-  params = delta_t5.params(delta_t5.model(DELTA))
-  merged = DELTA.merge(params)
-  with jax.default_matmul_precision("highest"):
-    logits = delta_t5.logits(delta_t5.model(), merged)
-    unchanged = delta_t5.logits(delta_t5.model(), params)
-  assert np.abs(logits - unchanged).max() > 0.1
-  assert not any("lora" in path for path in state_lib.flatten(merged))
-  return params, merged, logits
-
-
-@pytest.mark.parametrize("options", [
-    {}, {"remat": "full"}, {"scan_layers": True, "remat": "dots"}])
-def test_merged_weights_give_the_same_logits(delta_t5, merged, options):
-  """However the layers are run."""
-  params, _, expected = merged
-  if options.get("scan_layers"):
-    params = delta_t5.stacked(params)
-    stacked = delta_t5.stacked(merged[1])
-    jax.tree.map(np.testing.assert_array_equal, DELTA.merge(params), stacked)
-  assert_relative(
-      delta_t5.logits(delta_t5.model(DELTA, **options), params), expected)
-
-
-def test_merged_weights_decode_the_same(delta_t5, merged):
-  params, merged, _ = merged
-  found, expected = (
-      jax.jit(delta_t5.model(delta).predict)(tree, delta_t5.batch)
-      for delta, tree in ((DELTA, params), (None, merged)))
-  np.testing.assert_array_equal(found, expected)
-
-
 def test_both_ways_of_cross_attention_agree(delta_t5, monkeypatch):
   """Through the kernels and through keys and values; gradients too."""
   model = delta_t5.model(DELTA)
