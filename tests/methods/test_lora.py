@@ -160,16 +160,6 @@ def test_both_ways_of_cross_attention_agree(delta_t5, monkeypatch):
       one, other, rtol=0, atol=1e-5 * largest), found[0][1], found[1][1])
 
 
-def test_merging_keeps_the_dtype(merged):
-  params, _, _ = merged
-  params = jax.tree_util.tree_map_with_path(
-      lambda path, x: x if path[-1].key in "ab" else x.astype(jnp.bfloat16),
-      params)
-  merged = DELTA.merge(params)
-  assert {x.dtype for x in jax.tree.leaves(merged)} == {
-      np.dtype(jnp.bfloat16)}
-
-
 def test_merging_into_int8_is_refused():
   kernel = quantized.Int8(jnp.ones((3, 2), jnp.int8), jnp.ones((1, 2)))
   params = {"query": {

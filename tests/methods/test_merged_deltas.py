@@ -1,6 +1,7 @@
 """Merged weights are the function that base and delta were together."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -49,3 +50,17 @@ def test_merged_weights_decode_the_same(delta_t5, merged):
       jax.jit(delta_t5.model(delta).predict)(tree, delta_t5.batch)
       for delta, tree in ((delta, params), (None, merged)))
   np.testing.assert_array_equal(found, expected)
+
+
+def test_merging_keeps_the_dtype(merged):
+  """Deltas in float32, the base in bfloat16: the merged weights' dtype."""
+  delta, params, _, _ = merged
+  of_delta = ("a", "b", "ia3")
+  params = jax.tree_util.tree_map_with_path(
+      lambda path, x: x if any(k.key in of_delta for k in path)
+      else x.astype(jnp.bfloat16), params)
+  dtypes = {x.dtype for x in jax.tree.leaves(params)}
+  assert dtypes == {np.dtype(np.float32), np.dtype(jnp.bfloat16)}
+  merged = delta.merge(params)
+  assert {x.dtype for x in jax.tree.leaves(merged)} == {
+      np.dtype(jnp.bfloat16)}
