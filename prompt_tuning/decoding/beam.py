@@ -88,7 +88,7 @@ def beam_search(
     penalty: `t5x_brevity` or `hugging_face_length`.
     rules: "t5x" or "hugging_face".
     start_id: fed first, not returned; one for all rows, or [B].
-    batch_axis: where the cache has its rows; 1 when layers are scanned.
+    batch_axis: where the cache has its rows.
 
   Returns:
     tokens: [B, num_beams, max_length] int32, 0 after `eos_id`, best FIRST.

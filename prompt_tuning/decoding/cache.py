@@ -1,8 +1,9 @@
 """What happens to a decoding cache when rows are copied and reordered.
 
-A cache is a nested dict of arrays with the batch on `batch_axis`: 0, or 1 when
-layers are scanned and every leaf is [L, B, ...]. Leaves of three names belong
-to the whole batch and pass through unchanged, as they do in T5X:
+A cache is a nested dict of arrays with the batch on `batch_axis`, which its
+module tells: T5's leaves are [B, ...], or [L, B, ...] when layers are scanned.
+Leaves of three names belong to the whole batch and pass through unchanged, as
+they do in T5X:
 `cache_index`, the number of positions written (a scalar, or [L] when scanned),
 `cached_bias` and `position_embedder_index`.
 """

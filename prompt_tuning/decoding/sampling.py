@@ -98,7 +98,7 @@ def sample(
     top_p: probability that the kept tokens must reach; 1 keeps all.
     num_samples: independent draws for each row.
     start_id: fed first, not returned; one for all rows, or [B].
-    batch_axis: where the cache has its rows; 1 when layers are scanned.
+    batch_axis: where the cache has its rows.
 
   Returns:
     tokens: [B, num_samples, max_length] int32, 0 after `eos_id`, in the order

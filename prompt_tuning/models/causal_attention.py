@@ -1,15 +1,15 @@
 """Self-attention of decoder-only models, with a door for keys and values.
 
-A prefix stands before the text of every layer: keys and values [1, K, P, D]
-that all examples share, or [B, K, P, D]. It comes from prefix tuning, or from
-a prompt that was run once for the whole batch.
+A prefix stands before the text of every layer: keys and values that all
+examples share, or each example's own. It comes from prefix tuning, or from a
+prompt that was run once for the whole batch.
 """
 
 import functools
 
 import flax.linen as nn
 import jax
-from jax import ad_checkpoint, lax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -31,15 +31,6 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
   return np.concatenate([slopes, extra]).astype(np.float32)
 
 
-# What backpropagation through `attend` finds kept: the text's weights and the
-# maxima. The prefix's weights it makes again: one product for the whole batch,
-# 10 % less memory in a step with a prompt as long as the text.
-_KEPT = "attention_kept"
-
-
-@functools.partial(
-    jax.checkpoint,
-    policy=jax.checkpoint_policies.save_only_these_names(_KEPT))
 def attend(
     query: Array,
     key: Array,
@@ -48,57 +39,47 @@ def attend(
     prefix: KeyValue | None = None,
     prefix_bias: Array | None = None,
 ) -> Array:
-  """Softmax attention over a prefix and the text, heads in groups.
+  """Softmax attention over a prefix and the text.
 
-  The two parts are never concatenated: a shared prefix is one product for the
-  whole batch and has no copy an example.
+  The two parts are never concatenated. Heads come before the batch, so that
+  the queries of all examples are one matrix to a shared prefix: no copy of the
+  prefix an example, and none of the scores to reorder them.
 
   Args:
-    query: [B, N, T, D], scaled.
-    key: [B, K, S, D]; query head n reads head n // (N / K).
-    value: [B, K, S, D].
-    bias: broadcastable to [B, N, T, S].
-    prefix: keys and values [1 or B, K, P, D], visible to every query.
-    prefix_bias: broadcastable to [B, N, T, P], if the prefix needs one.
+    query: [K, B, G, T, D], scaled; G query heads read one of keys.
+    key: [K, B, S, D].
+    value: [K, B, S, D].
+    bias: broadcastable to [K, B, G, T, S].
+    prefix: keys and values [K, 1 or B, P, D], visible to every query.
+    prefix_bias: broadcastable to [K, B, G, T, P], if the prefix needs one.
 
   Returns:
-    [B, N, T, D] in the query's dtype; scores and softmax are float32.
+    [K, B, G, T, D] in the query's dtype; scores and softmax are float32.
   """
-  batch, heads, length, width = query.shape
-  groups = key.shape[1]
-  grouped = query.reshape(batch, groups, -1, width)  # [B, K, N / K * T, D]
-
-  def scores(equation, keys, added):
-    found = jnp.einsum(
-        equation, grouped, keys, preferred_element_type=jnp.float32)
-    found = found.reshape(batch, heads, length, -1)
-    return found if added is None else found + added
-
-  def mix(equation, weights, values):
-    weights = weights.astype(value.dtype).reshape(
-        batch, groups, -1, values.shape[-2])
-    return jnp.einsum(equation, weights, values).astype(jnp.float32)
-
-  parts = [scores("bkqd,bksd->bkqs", key, bias)]
-  readers = [functools.partial(mix, "bkqs,bksd->bkqd", values=value)]
+  parts = [(key, value, bias)]
   if prefix is not None:
-    keys, values = prefix
-    axes = "kp" if keys.shape[0] == 1 else "bkp"
-    if keys.shape[0] == 1:
-      keys, values = keys[0], values[0]
-    parts.append(scores(f"bkqd,{axes}d->bkqp", keys, prefix_bias))
-    readers.append(functools.partial(
-        mix, f"bkqp,{axes}d->bkqd", values=values))
+    parts.append((*prefix, prefix_bias))
+
+  def rows(x, keys):  # [K, B, G, T, .] as matrices that meet those keys
+    return x.reshape(*keys.shape[:2], -1, x.shape[-1])
+
+  found = []
+  for keys, _, added in parts:
+    scores = jnp.einsum(
+        "kbqd,kbsd->kbqs", rows(query, keys), keys,
+        preferred_element_type=jnp.float32)
+    scores = scores.reshape(*query.shape[:-1], -1)
+    found.append(scores if added is None else scores + added)
   # Softmax is invariant to what is subtracted, so no gradient goes there.
   top = lax.stop_gradient(functools.reduce(jnp.maximum, [
-      jnp.max(part, axis=-1, keepdims=True) for part in parts]))
-  top = ad_checkpoint.checkpoint_name(top, _KEPT)
-  weights = [jnp.exp(part - top) for part in parts]
-  weights[0] = ad_checkpoint.checkpoint_name(weights[0], _KEPT)
+      jnp.max(scores, axis=-1, keepdims=True) for scores in found]))
+  weights = [jnp.exp(scores - top) for scores in found]
   total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
-  out = sum(read(w) for read, w in zip(readers, weights))
-  out = out.reshape(batch, heads, length, width) / total
-  return out.astype(query.dtype)
+  out = sum(
+      jnp.einsum("kbqs,kbsd->kbqd", rows(w.astype(values.dtype), values),
+                 values).reshape(query.shape).astype(jnp.float32)
+      for w, (_, values, _) in zip(weights, parts))
+  return (out / total).astype(query.dtype)
 
 
 def fused_attend(
@@ -111,13 +92,13 @@ def fused_attend(
   kernel needs no mask array.
 
   Args:
-    query: [B, N, T, D], scaled.
-    key: [B, K, T, D].
-    value: [B, K, T, D].
+    query: [K, B, G, T, D], scaled.
+    key: [K, B, T, D].
+    value: [K, B, T, D].
     prefix: see `attend`.
 
   Returns:
-    [B, N, T, D].
+    [K, B, G, T, D].
   """
   extra = 0
   if prefix is not None:
@@ -125,15 +106,27 @@ def fused_attend(
     key, value = (
         jnp.concatenate([
             jnp.broadcast_to(
-                part, (own.shape[0], *part.shape[1:])).astype(own.dtype),
+                part, (*own.shape[:2], *part.shape[2:])).astype(own.dtype),
             own], axis=2)
         for part, own in zip(prefix, (key, value)))
-    query = jnp.pad(query, ((0, 0), (0, 0), (extra, 0), (0, 0)))
   on_gpu = jax.default_backend() == "gpu" and query.dtype.itemsize == 2
   out = jax.nn.dot_product_attention(
-      *(jnp.swapaxes(x, 1, 2) for x in (query, key, value)), scale=1.0,
+      jnp.pad(_joined(query), ((0, 0), (extra, 0), (0, 0), (0, 0))),
+      *(x.transpose(1, 2, 0, 3) for x in (key, value)), scale=1.0,
       is_causal=True, implementation="cudnn" if on_gpu else None)
-  return jnp.swapaxes(out[:, extra:], 1, 2)
+  return _grouped(out[:, extra:], query.shape[0])
+
+
+def _grouped(x: Array, groups: int) -> Array:
+  """[B, T, N, D] -> [K, B, G, T, D]."""
+  x = x.reshape(*x.shape[:2], groups, -1, x.shape[-1])
+  return x.transpose(2, 0, 3, 1, 4)
+
+
+def _joined(x: Array) -> Array:
+  """[K, B, G, T, D] -> [B, T, N, D], the inverse of `_grouped`."""
+  x = x.transpose(1, 3, 0, 2, 4)
+  return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 class SelfAttention(nn.Module):
@@ -168,21 +161,19 @@ class SelfAttention(nn.Module):
       cache_length: S of the cache.
 
     Returns:
-      [B, T, H], and this call's own keys and values [B, K, T, D].
+      [B, T, H], and this call's own keys and values, each [B, K, T, D].
     """
     config = self.config
-    width = config.head_dim
-    heads, groups = config.num_heads, config.kv_heads
+    width, groups = config.head_dim, config.kv_heads
 
     def project(name, count):
       out = layers.Dense(
           count * width, ("embed", "joined_kv"), config.dtype,
           use_bias=config.qkv_bias, name=name)(x)
-      out = out.reshape(*x.shape[:2], count, width)
-      return jnp.swapaxes(out, 1, 2)  # [B, count, T, D]
+      return _grouped(out.reshape(*x.shape[:2], count, width), groups)
 
     query, key, value = (
-        project("query", heads), project("key", groups),
+        project("query", config.num_heads), project("key", groups),
         project("value", groups))
     if angles is not None:
       query, key = (
@@ -190,22 +181,24 @@ class SelfAttention(nn.Module):
           for part in (query, key))
     scale = config.attention_scale
     query = query * (width**-0.5 if scale is None else scale)
-    own = key, value
+    key, value = key[:, :, 0], value[:, :, 0]  # [K, B, T, D]
+    own = tuple(jnp.swapaxes(part, 0, 1) for part in (key, value))
     if cache_index is not None:
       key, value = (
           self._extended(name, part, cache_index, cache_length)
           for name, part in (("cached_key", key), ("cached_value", value)))
     if prefix is not None:
-      prefix = tuple(part.astype(query.dtype) for part in prefix)
+      prefix = tuple(
+          jnp.swapaxes(part, 0, 1).astype(query.dtype) for part in prefix)
     bias, prefix_bias = biases
     if bias is None:
       out = fused_attend(query, key, value, prefix)
     else:
       out = attend(query, key, value, bias, prefix, prefix_bias)
-    out = jnp.swapaxes(out, 1, 2).reshape(*x.shape[:2], heads * width)
     out = layers.Dense(
         x.shape[-1], ("joined_kv", "embed"), config.dtype,
-        use_bias=config.attention_out_bias, name="out")(out)
+        use_bias=config.attention_out_bias, name="out")(
+            _joined(out).reshape(*x.shape[:2], -1))
     return out, own
 
   def _extended(self, name: str, new: Array, index: Array, length: int):

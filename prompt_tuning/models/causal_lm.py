@@ -229,7 +229,7 @@ class Decoder(nn.Module):
     shape = (x.shape[0], length)
     seen = self.variable(
         "cache", "cached_visible", jnp.zeros,
-        (1, *shape) if self.config.scan_layers else shape, bool)
+        (1, 1, *shape) if self.config.scan_layers else (1, *shape), bool)
     held = jax.lax.dynamic_update_slice(
         seen.value.reshape(shape), visible, (0, start))
     seen.value = held.reshape(seen.value.shape)
@@ -247,9 +247,10 @@ def _check_length(config: Config, before: int, length: int):
 
 
 def _biases(config, positions, visible, key_visible, index, before, length):
-  """Additive masks and penalties of the text [B, N, T, S] and the prefix.
+  """Additive masks and penalties of the text and of the prefix.
 
-  Broadcastable; None for the text is the fused kernel's own causal mask.
+  Broadcastable to [K, B, G, T, S]; None for the text is the fused kernel's own
+  causal mask.
   """
   far = config.sliding_window is not None and (
       key_visible is not None
@@ -275,11 +276,12 @@ def _biases(config, positions, visible, key_visible, index, before, length):
         causal & key_visible[:, None], 0.0, layers.MASKED)[:, None]
   prefix_positions = jnp.arange(before)[None]
 
-  def penalty(keys):  # [B, T] queries and [B, S] keys -> [B, N or 1, T, S]
+  def penalty(keys):  # of [B, T] queries and [B, S] keys
     total = 0.0
     if alibi:
       slopes = causal_attention.alibi_slopes(config.num_heads)
-      total = slopes[:, None, None] * keys[:, None, None].astype(jnp.float32)
+      slopes = slopes.reshape(config.kv_heads, 1, -1, 1, 1)
+      total = slopes * keys[:, None, None].astype(jnp.float32)
     if far:
       gone = positions[:, :, None] - keys[:, None] >= config.sliding_window
       total = total + jnp.where(gone, layers.MASKED, 0.0)[:, None]
@@ -311,8 +313,9 @@ class CausalLM(nn.Module):
   share_prompt: bool = True
 
   @property
-  def scan_layers(self) -> bool:
-    return self.config.scan_layers
+  def cache_batch_axis(self) -> int:
+    """Where the cache's leaves have their rows: [(L,) K, B, S, D]."""
+    return 1 + self.config.scan_layers
 
   def setup(self):
     config = self.config
@@ -330,7 +333,11 @@ class CausalLM(nn.Module):
         config, self.position_embedder, self.prompt_factory,
         self.prefix_factory)
 
-  def __call__(
+  def __call__(self, tokens: Array, **options) -> Array:
+    """Logits of the next token: [B, U or T, V] float32, see `hidden`."""
+    return self.to_logits(self.hidden(tokens, **options))
+
+  def hidden(
       self,
       tokens: Array,
       *,
@@ -339,7 +346,7 @@ class CausalLM(nn.Module):
       target_positions: Array | None = None,
       prefix: Any = None,
   ) -> Array:
-    """Logits of the next token.
+    """What the logits are made of.
 
     Args:
       tokens: [B, T].
@@ -352,7 +359,7 @@ class CausalLM(nn.Module):
       prefix: keys and values instead of the model's own prompt or prefix.
 
     Returns:
-      [B, U or T, V] float32.
+      [B, U or T, H].
     """
     x, visible, prefix = self._inputs(tokens, visible, prefix)
     extra = x.shape[1] - tokens.shape[1]  # position i of the text is at i + P
@@ -362,7 +369,13 @@ class CausalLM(nn.Module):
     else:
       hidden = jnp.take_along_axis(
           hidden, (target_positions + extra)[..., None], axis=1)
-    return self._logits(hidden)
+    return self.decoder.decoder_norm(hidden)
+
+  def to_logits(self, hidden: Array) -> Array:
+    """[B, U, H] -> [B, U, V] float32."""
+    if self.config.tie_logits:
+      return self.token_embedder.attend(hidden)
+    return self.decoder.logits_dense(hidden).astype(jnp.float32)
 
   def prefill(
       self, tokens: Array, visible: Array, cache_length: int,
@@ -386,7 +399,7 @@ class CausalLM(nn.Module):
     hidden, _ = self.decoder(
         self._normed(self.token_embedder(tokens)), None, None, prefix,
         held.shape[-1])
-    return self._logits(hidden)[:, 0]
+    return self.to_logits(self.decoder.decoder_norm(hidden))[:, 0]
 
   def shared_prefix(self, tokens: Array) -> Any:
     """Keys and values that all examples share, or None if there are none.
@@ -424,12 +437,6 @@ class CausalLM(nn.Module):
 
   def _normed(self, x: Array) -> Array:
     return self.embedding_norm(x) if self.config.embedding_norm else x
-
-  def _logits(self, hidden: Array) -> Array:
-    hidden = self.decoder.decoder_norm(hidden)
-    if self.config.tie_logits:
-      return self.token_embedder.attend(hidden)
-    return self.decoder.logits_dense(hidden).astype(jnp.float32)
 
 
 def _stands_in_front(decoder: Decoder) -> bool:

@@ -1,7 +1,7 @@
 """What the engine asks of a decoder-only model: loss, scores, predictions.
 
-Inputs and targets are one text; the loss, the logits and so the product with
-the vocabulary exist at the targets' positions only.
+Inputs and targets are one text; the loss and so the product with the
+vocabulary exist at the targets' positions only.
 """
 
 from collections.abc import Callable, Mapping
@@ -66,16 +66,17 @@ class DecoderOnlyModel(language_model.LanguageModel):
     tokens = jax.ShapeDtypeStruct((1, sum(lengths.values())), jnp.int32)
     jax.eval_shape(small.init, jax.random.PRNGKey(0), tokens)
 
-  def logits(
+  def hidden(
       self, params: Params, batch: Batch, dropout_rng: Array | None = None
   ) -> Array:
-    """See `LanguageModel.logits`.
+    """See `LanguageModel.hidden`.
 
     `dropout_rng` is for deltas: frozen decoder-only models have no dropout.
     """
     return self._apply(
         {"params": params}, batch["decoder_input_tokens"],
         target_positions=batch["decoder_target_positions"],
+        method=self.module.hidden,
         rngs=None if dropout_rng is None else {"dropout": dropout_rng})
 
   def decodes(

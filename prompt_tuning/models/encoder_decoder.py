@@ -29,7 +29,7 @@ class EncoderDecoderModel(language_model.LanguageModel):
 
   Attributes:
     features: how its batches are made.
-    module: has `encode`, `decode` and `__call__` as `models.t5` does.
+    module: has `encode`, `decode`, `hidden` and `to_logits` as `models.t5`.
     input_vocabulary: of the inputs.
     others: see `language_model.LanguageModel`.
   """
@@ -51,13 +51,13 @@ class EncoderDecoderModel(language_model.LanguageModel):
     one = jnp.ones((1, 1), jnp.int32)
     return self._init(rng, one, one, one, enable_dropout=False)
 
-  def logits(
+  def hidden(
       self, params: Params, batch: Batch, dropout_rng: Array | None = None
   ) -> Array:
-    """Teacher-forced logits [B, T, V] float32."""
+    """See `LanguageModel.hidden`."""
     return self._apply(
         {"params": params}, batch["encoder_input_tokens"],
-        batch["decoder_input_tokens"], batch["decoder_target_tokens"],
+        batch["decoder_input_tokens"], method=self.module.hidden,
         enable_dropout=dropout_rng is not None,
         rngs=None if dropout_rng is None else {"dropout": dropout_rng})
 

@@ -10,61 +10,27 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 from prompt_tuning.methods import interception
+from prompt_tuning.models import losses
 
 Array = jax.Array
 Batch = Mapping[str, Array]
 Params = Mapping[str, Any]
 
 
-def cross_entropy(
-    logits: Array, targets: Array, label_smoothing: float, z_loss: float
-) -> tuple[Array, Array]:
-  """T5X's loss per token.
-
-  Args:
-    logits: [..., V] float32.
-    targets: [...] int32.
-    label_smoothing: probability spread evenly over the other V - 1 tokens;
-      the loss is shifted so that a perfect prediction still gives 0.
-    z_loss: weight of log(Z)^2, which keeps logits from drifting.
-
-  Returns:
-    The loss [...] with its z-loss term, and the z-loss term alone [...].
-  """
-  vocab_size = logits.shape[-1]
-  # A sum over the one-hot target (fused by XLA) instead of a gather: the
-  # gather's backward pass is a scatter into [B, T, V].
-  log_z = jax.nn.logsumexp(logits, axis=-1)
-  one_hot = jax.nn.one_hot(targets, vocab_size, dtype=logits.dtype)
-  target_logit = jnp.sum(logits * one_hot, axis=-1)
-  if label_smoothing:
-    low = label_smoothing / (vocab_size - 1)
-    high = 1.0 - label_smoothing
-    mean_part = low * (jnp.sum(logits, axis=-1) - target_logit)
-    entropy = -(high * jnp.log(high)
-                + (vocab_size - 1) * low * jnp.log(low + 1e-20))
-    loss = log_z - (high * target_logit + mean_part) - entropy
-  else:
-    loss = log_z - target_logit
-  z_term = z_loss * lax.square(log_z)
-  return loss + z_term, z_term
-
-
 class LanguageModel:
   """The part of a model that does not depend on its architecture.
 
   Subclasses are dataclasses with these attributes, and define `init`,
-  `logits` and `decodes`.
+  `hidden` and `decodes`.
 
   Attributes:
-    module: the Linen module.
+    module: the Linen module; `to_logits` is its last product.
     output_vocabulary: of the targets; gives `eos_id`.
-    label_smoothing: see `cross_entropy`.
-    z_loss: see `cross_entropy`.
+    label_smoothing: see `losses.cross_entropy`.
+    z_loss: see `losses.cross_entropy`.
     loss_normalizing_factor: the summed loss is divided by it; None keeps the
       sum over target tokens (T5X's choice), "num_tokens" gives the mean.
     decode_fn: `beam.beam_search`, or a function with the same arguments, such
@@ -85,10 +51,10 @@ class LanguageModel:
     """Every variable of the module, for one example of one token."""
     raise NotImplementedError
 
-  def logits(
+  def hidden(
       self, params: Params, batch: Batch, dropout_rng: Array | None = None
   ) -> Array:
-    """Teacher-forced logits of the targets: [B, U, V] float32."""
+    """Teacher-forced hidden states before the logits: [B, U, H]."""
     raise NotImplementedError
 
   def decodes(
@@ -143,32 +109,50 @@ class LanguageModel:
       A scalar, and scalars `loss` (summed over tokens), `z_loss`, `correct`
       and `tokens`.
     """
-    logits = self.logits(params, batch, dropout_rng)
-    targets = batch["decoder_target_tokens"]
     weights = batch["decoder_loss_weights"].astype(jnp.float32)
-    loss, z_loss = cross_entropy(
-        logits, targets, self.label_smoothing, self.z_loss)
-    correct = jnp.argmax(logits, axis=-1) == targets
-    sums = {
-        "loss": jnp.sum(loss * weights),
-        "z_loss": jnp.sum(z_loss * weights),
-        "correct": jnp.sum(correct * weights),
+    total, tokens = self._token_losses(
+        params, batch, weights, self.label_smoothing, self.z_loss,
+        dropout_rng)
+    return total, {
+        "loss": jnp.sum(tokens.loss * weights),
+        "z_loss": jnp.sum(tokens.z_loss * weights),
+        "correct": jnp.sum(tokens.correct * weights),
         "tokens": jnp.sum(weights),
     }
-    return sums["loss"], sums
 
   def score(self, params: Params, batch: Batch) -> Array:
     """Log-probability of each example's targets: [B] float32."""
-    logits = self.logits(params, batch)
-    loss, _ = cross_entropy(
-        logits, batch["decoder_target_tokens"], 0.0, 0.0)
-    return -jnp.sum(loss * (batch["decoder_loss_weights"] > 0), axis=-1)
+    counted = (batch["decoder_loss_weights"] > 0).astype(jnp.float32)
+    _, tokens = self._token_losses(params, batch, counted)
+    return -jnp.sum(tokens.loss * counted, axis=-1)
+
+  def logits(self, params: Params, batch: Batch) -> Array:
+    """Teacher-forced logits of the targets, at once: [B, U, V] float32."""
+    return self._head(params, self.hidden(params, batch))
 
   def predict(
       self, params: Params, batch: Batch, rng: Array | None = None
   ) -> Array:
     """The best hypothesis of each example: [B, U] int32."""
     return self.decodes(params, batch, rng)[0][:, 0]
+
+  def _token_losses(
+      self, params, batch, weights, label_smoothing=0.0, z_loss=0.0,
+      dropout_rng=None):
+    hidden = self.hidden(params, batch, dropout_rng)
+    # No others: gradients would be made of all that could be read.
+    decoder = params["decoder"]
+    read = ({"decoder": {"logits_dense": decoder["logits_dense"]}}
+            if "logits_dense" in decoder
+            else {"token_embedder": params["token_embedder"]})
+    return losses.of_hidden(
+        self._head, read, hidden, batch["decoder_target_tokens"], weights,
+        label_smoothing, z_loss, dropout_rng)
+
+  def _head(self, params, hidden, rng=None):
+    return self._apply(
+        {"params": params}, hidden, method=self.module.to_logits,
+        rngs=None if rng is None else {"dropout": rng})
 
   def _init(self, *arguments, **options):
     with interception.applied(self.delta):
@@ -184,7 +168,7 @@ class LanguageModel:
     `start_id` [B] is what each row feeds first; None is the function's own.
     """
     # Only what samples takes a key, only what has hypotheses the cache's axis.
-    offered = {"batch_axis": int(self.module.scan_layers)}
+    offered = {"batch_axis": self.module.cache_batch_axis}
     if rng is not None:
       offered["rng"] = rng
     taken = inspect.signature(self.decode_fn).parameters

@@ -6,6 +6,7 @@ Frequencies are computed in float32 whatever the activations' dtype.
 import dataclasses
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,7 +52,8 @@ def frequencies(
 def angles(positions: Array, rates: np.ndarray) -> tuple[Array, Array]:
   """Positions [B, T] -> cosines and sines [B, 1, T, dim / 2], float32."""
   turned = positions.astype(jnp.float32)[:, None, :, None] * rates
-  return jnp.cos(turned), jnp.sin(turned)
+  # The barrier keeps XLA from computing them again for every head and layer.
+  return lax.optimization_barrier((jnp.cos(turned), jnp.sin(turned)))
 
 
 def rotate(
@@ -60,14 +62,14 @@ def rotate(
   """Rotates the first features of queries or keys.
 
   Args:
-    x: [B, N, T, D].
+    x: [..., B, N, T, D].
     cos: [B, 1, T, R / 2] with R <= D; features from R on stay.
     sin: the same.
     interleaved: planes are neighbouring features (GPT-J, CodeGen) and not
       feature i with feature i + R / 2 (Llama, Phi).
 
   Returns:
-    [B, N, T, D] in the dtype of x.
+    [..., B, N, T, D] in the dtype of x.
   """
   half = cos.shape[-1]
   turned, rest = x[..., :2 * half].astype(jnp.float32), x[..., 2 * half:]

@@ -176,7 +176,7 @@ def visible(tokens: Array, length: int) -> Array:
 
 
 class Decoder(nn.Module):
-  """Target tokens and encodings -> logits [B, T, V] in float32.
+  """Target tokens and encodings -> hidden states [B, T, H], and logits.
 
   Attributes:
     config: sizes and options.
@@ -191,6 +191,9 @@ class Decoder(nn.Module):
   def setup(self):
     if self.prefix_factory is not None:
       self.prefix = self.prefix_factory()
+    if not self.config.tie_logits:
+      self.logits_dense = layers.Dense(
+          self.config.vocab_size, ("embed", "vocab"), jnp.float32)
 
   @nn.compact
   def __call__(
@@ -231,13 +234,15 @@ class Decoder(nn.Module):
         (encoded, self_bias, prefix_bias, layers.key_mask(encoder_is_token)),
         (decode, enable_dropout))
     x = _norm(config, "decoder_norm")(x)
-    x = layers.dropout(x, config.dropout_rate, enable_dropout)
-    if config.tie_logits:
+    return layers.dropout(x, config.dropout_rate, enable_dropout)
+
+  def to_logits(self, hidden: Array) -> Array:
+    """[B, T, H] -> [B, T, V] float32."""
+    if self.config.tie_logits:
       # T5 1.0 scales by 1/sqrt(H) because its table has unit variance.
-      return self.token_embedder.attend(x * config.embed_dim**-0.5)
-    return layers.Dense(
-        config.vocab_size, ("embed", "vocab"), jnp.float32,
-        name="logits_dense")(x)
+      return self.token_embedder.attend(
+          hidden * self.config.embed_dim**-0.5)
+    return self.logits_dense(hidden)
 
 
 class EncoderDecoder(nn.Module):
@@ -258,6 +263,11 @@ class EncoderDecoder(nn.Module):
   @property
   def scan_layers(self) -> bool:  # T5X looks here for the cache's batch axis.
     return self.config.scan_layers
+
+  @property
+  def cache_batch_axis(self) -> int:
+    """Where the cache's leaves have their rows."""
+    return int(self.scan_layers)
 
   def setup(self):
     self.token_embedder = layers.Embed(
@@ -316,10 +326,27 @@ class EncoderDecoder(nn.Module):
     del decoder_target_tokens
     _refuse_packing(
         encoder_segment_ids, decoder_segment_ids, decoder_positions)
-    return self.decoder(
+    return self.to_logits(self.decoder(
         encoded, visible(encoder_input_tokens, encoded.shape[1]),
         decoder_input_tokens, decode=decode, enable_dropout=enable_dropout,
-        max_decode_length=max_decode_length)
+        max_decode_length=max_decode_length))
+
+  def hidden(
+      self,
+      encoder_input_tokens: Array,
+      decoder_input_tokens: Array,
+      *,
+      enable_dropout: bool,
+  ) -> Array:
+    """Tokens [B, T] and shifted targets [B, U] -> [B, U, H]."""
+    encoded = self.encode(encoder_input_tokens, enable_dropout=enable_dropout)
+    return self.decoder(
+        encoded, visible(encoder_input_tokens, encoded.shape[1]),
+        decoder_input_tokens, enable_dropout=enable_dropout)
+
+  def to_logits(self, hidden: Array) -> Array:
+    """[B, U, H] -> [B, U, V] float32."""
+    return self.decoder.to_logits(hidden)
 
   def __call__(
       self,

@@ -7,7 +7,7 @@ import pytest
 
 from prompt_tuning.models import causal_attention, layers
 
-B, N, K, T, P, D = 2, 4, 2, 5, 3, 8
+B, K, G, T, P, D = 3, 2, 2, 5, 4, 8
 
 
 def _random(*shape, seed=0):
@@ -16,43 +16,48 @@ def _random(*shape, seed=0):
 
 
 def _inputs(prefix_rows=None):
-  arrays = [_random(B, N, T, D), _random(B, K, T, D, seed=1),
-            _random(B, K, T, D, seed=2)]
+  arrays = [_random(K, B, G, T, D), _random(K, B, T, D, seed=1),
+            _random(K, B, T, D, seed=2)]
   if prefix_rows is None:
     return (*arrays, None)
-  return (*arrays, (_random(prefix_rows, K, P, D, seed=3),
-                    _random(prefix_rows, K, P, D, seed=4)))
+  return (*arrays, (_random(K, prefix_rows, P, D, seed=3),
+                    _random(K, prefix_rows, P, D, seed=4)))
 
 
-def _reference(query, key, value, bias, prefix):
-  """Everything written out: prefix and text side by side, heads repeated."""
+def _reference(query, key, value, bias, prefix, prefix_bias=None):
+  """Everything written out: prefix and text side by side, head by head."""
+  extra = 0
   if prefix is not None:
     key, value = (
-        np.concatenate([np.broadcast_to(p, (B, *p.shape[1:])), x], axis=2)
+        np.concatenate([np.broadcast_to(p, (K, B, P, D)), x], axis=2)
         for p, x in zip(prefix, (key, value)))
-  extra = key.shape[2] - T
-  bias = np.pad(np.broadcast_to(bias, (B, N, T, T)),
-                ((0, 0), (0, 0), (0, 0), (extra, 0)))
-  key, value = (np.repeat(x, N // K, axis=1).astype(float)
-                for x in (key, value))
-  scores = query.astype(float) @ key.swapaxes(-1, -2) + bias
-  weights = np.exp(scores - scores.max(-1, keepdims=True))
-  return weights / weights.sum(-1, keepdims=True) @ value
+    extra = P
+  added = np.zeros((K, B, G, T, extra + T))
+  added[..., extra:] = bias
+  if prefix_bias is not None:
+    added[..., :extra] = prefix_bias
+  out = np.zeros((K, B, G, T, D))
+  for k, b, g in np.ndindex(K, B, G):
+    scores = query[k, b, g].astype(float) @ key[k, b].T + added[k, b, g]
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    out[k, b, g] = weights / weights.sum(-1, keepdims=True) @ value[k, b]
+  return out
 
 
 @pytest.mark.parametrize("prefix_rows", [None, 1, B])
 def test_attend_is_softmax_attention(prefix_rows):
   query, key, value, prefix = _inputs(prefix_rows)
   bias = np.asarray(layers.causal_mask(T)) + _random(B, 1, T, T, seed=5)
+  prefix_bias = prefix and _random(K, 1, G, 1, P, seed=7)
   np.testing.assert_allclose(
-      causal_attention.attend(query, key, value, bias, prefix),
-      _reference(query, key, value, bias, prefix), atol=2e-6)
+      causal_attention.attend(query, key, value, bias, prefix, prefix_bias),
+      _reference(query, key, value, bias, prefix, prefix_bias), atol=2e-6)
 
 
 @pytest.mark.parametrize("prefix_rows", [None, 1, B])
 def test_fused_attention_and_its_gradients_are_the_plain_ones(prefix_rows):
   inputs = _inputs(prefix_rows)
-  weights = _random(B, N, T, D, seed=6)
+  weights = _random(K, B, G, T, D, seed=6)
 
   def plain(query, key, value, prefix):
     out = causal_attention.attend(
@@ -68,7 +73,8 @@ def test_fused_attention_and_its_gradients_are_the_plain_ones(prefix_rows):
   other_grads, other = jax.grad(fused, argnums, has_aux=True)(*inputs)
   np.testing.assert_allclose(other, out, atol=1e-6)
   for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(other_grads)):
-    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+    np.testing.assert_allclose(
+        ours, theirs, rtol=0, atol=1e-6 * np.abs(theirs).max())
 
 
 def test_alibi_slopes_are_the_papers():

@@ -15,7 +15,7 @@ import pytest
 
 from prompt_tuning import prompts
 from prompt_tuning.decoding import beam
-from prompt_tuning.models import encoder_decoder, language_model, t5
+from prompt_tuning.models import encoder_decoder, losses, t5
 from prompt_tuning.train import prompts as train_prompts
 
 PROMPT = "encoder/prompt/prompt/prompt"
@@ -147,13 +147,13 @@ def test_cross_entropy_is_the_divergence_from_smoothed_targets(
   log_z = np.log(np.exp(logits).sum(-1))
   log_p = logits - log_z[..., None]
   log_q = np.log(np.where(q > 0, q, 1.0))
-  loss, z_term = language_model.cross_entropy(
+  loss, z_term = losses.cross_entropy(
       jnp.asarray(logits, jnp.float32), targets, smoothing, z_loss)
   np.testing.assert_allclose(z_term, z_loss * log_z**2, rtol=1e-5)
   np.testing.assert_allclose(
       loss, (q * (log_q - log_p)).sum(-1) + z_loss * log_z**2, rtol=1e-5,
       atol=1e-5)
-  gradient = jax.grad(lambda x: language_model.cross_entropy(
+  gradient = jax.grad(lambda x: losses.cross_entropy(
       x, targets, smoothing, z_loss)[0].sum())(jnp.asarray(logits))
   np.testing.assert_allclose(
       gradient,
@@ -180,7 +180,7 @@ def test_sums_count_weighted_tokens(tiny_t5, logits):
       **tiny_t5.batch, "decoder_target_tokens": targets,
       "decoder_loss_weights": weights}
   total, sums = jax.jit(model.loss)(params, batch)
-  loss, z_term = language_model.cross_entropy(logits, targets, 0.0, 0.5)
+  loss, z_term = losses.cross_entropy(logits, targets, 0.0, 0.5)
   right = np.argmax(logits, -1) == targets
   assert sums["tokens"] == 5.5
   np.testing.assert_allclose(sums["correct"], (right * weights).sum())

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from prompt_tuning import prompts
 from prompt_tuning.checkpoints import base, hugging_face
-from prompt_tuning.models import language_model, t5
+from prompt_tuning.models import losses, t5
 from prompt_tuning.train import prompts as train_prompts
 
 CASES = ("1_0", "1_1", "mt5", "byt5")
@@ -57,7 +57,7 @@ def our_outputs(folder, examples):
     for suffix, module in (("", plain), ("_with_prompt", prompted)):
       logits = module.apply(
           {"params": params}, inputs, decoder_inputs, enable_dropout=False)
-      loss, _ = language_model.cross_entropy(logits, targets, 0.0, 0.0)
+      loss, _ = losses.cross_entropy(logits, targets, 0.0, 0.0)
       found["logits" + suffix] = logits[targets > 0]
       found["loss" + suffix] = jnp.mean(loss[targets > 0])
     return found
