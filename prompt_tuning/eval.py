@@ -11,11 +11,11 @@ import jax
 
 from prompt_tuning import command_line
 from prompt_tuning.train import (
+  application,
   evaluation,
   inputs,
   reporting,
   settings,
-  setup,
   sharding,
 )
 
@@ -28,6 +28,7 @@ def evaluate(
     output_dir: str,
     trainable: Sequence[str] = (),
     prompt_file: str | None = None,
+    adapter: str | None = None,
     random_seed: int = 0,
     mesh: Callable[[], jax.sharding.Mesh] = sharding.make_mesh,
 ) -> dict[str, float]:
@@ -41,6 +42,7 @@ def evaluate(
     trainable: patterns of the parameters that may be absent from the base and
       are then initialised, the prompt's from `prompt_file`.
     prompt_file: checked against the base by its card; None if there is none.
+    adapter: see `application.start`.
     random_seed: for initialisation and sampling.
     mesh: makes the device mesh.
 
@@ -50,29 +52,24 @@ def evaluate(
   Raises:
     UserError: on any bad setting or file.
   """
-  sharding.initialize_distributed()
-  mesh = mesh()
-  sharding.check_batch_size(dataset_cfg.batch_size, mesh)
-  members = inputs.members(dataset_cfg)
-  model.check_lengths(dataset_cfg.task_feature_lengths)
-  output_dir = setup.make_folder(output_dir, "EVAL_OUTPUT_DIR")
-  rng = jax.random.PRNGKey(random_seed)
-  weights = setup.prepare(
-      model, restore_checkpoint_cfg, trainable, mesh, rng, prompt_file)
-  runner = evaluation.Runner(model, mesh)
+  applied = application.start(
+      model=model, dataset=dataset_cfg, restore=restore_checkpoint_cfg,
+      output_dir=output_dir, output_setting="EVAL_OUTPUT_DIR",
+      trainable=trainable, prompt_file=prompt_file, adapter=adapter,
+      random_seed=random_seed, mesh=mesh)
+  step = applied.weights.base_step
   results = {}
-  with reporting.Reporter(output_dir, 0) as reporter:
-    for task, _ in members:
-      examples = inputs.tokenized(task, dataset_cfg, model, output_dir)
+  with reporting.Reporter(applied.output_dir, 0) as reporter:
+    for task, _ in applied.members:
+      examples = applied.examples(task)
       for note in inputs.truncation_notes(examples):
         reporter.note(note)
       metrics, rows = evaluation.run_task(
-          runner, task, examples, dataset_cfg, model, weights.trainable,
-          weights.frozen, rng)
-      reporter.evaluation(weights.base_step, task.name, metrics)
+          applied.runner, task, examples, *applied.arguments)
+      reporter.evaluation(step, task.name, metrics)
       if jax.process_index() == 0:
         path = reporting.write_predictions(
-            output_dir, task.name, weights.base_step, rows)
+            applied.output_dir, task.name, step, rows)
         reporter.note(f"Predictions: {os.path.relpath(path)}")
       results |= {f"{task.name}/{k}": v for k, v in metrics.items()}
   return results

@@ -1,7 +1,9 @@
 """Predictions or scores for a file of inputs: `python -m prompt_tuning.infer`.
 
 Writes `{task}-{mode}.jsonl` to INFER_OUTPUT_DIR, one line an example in the
-order of the data: the example's own fields and `prediction` or `score`.
+order of the data: the example's own fields and `prediction` or `score`. The
+prediction of a task with labels to rank is the likeliest, and `scores` are
+their log-probabilities.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +13,7 @@ import os
 import jax
 
 from prompt_tuning import command_line, errors, formats
-from prompt_tuning.train import evaluation, inputs, settings, setup, sharding
-
-MODES = ("predict", "score")
-
+from prompt_tuning.train import application, evaluation, settings, sharding
 
 def infer(
     *,
@@ -25,6 +24,7 @@ def infer(
     mode: str = "predict",
     trainable: Sequence[str] = (),
     prompt_file: str | None = None,
+    adapter: str | None = None,
     random_seed: int = 0,
     mesh: Callable[[], jax.sharding.Mesh] = sharding.make_mesh,
 ) -> list[str]:
@@ -35,9 +35,10 @@ def infer(
     dataset_cfg: what to run on.
     restore_checkpoint_cfg: the base weights.
     output_dir: where results go.
-    mode: "predict" decodes; "score" gives the targets' log-probabilities.
+    mode: "predict" gives texts; "score" gives the targets' log-probabilities.
     trainable: see `eval.evaluate`.
     prompt_file: see `eval.evaluate`.
+    adapter: see `application.start`.
     random_seed: for initialisation and sampling.
     mesh: makes the device mesh.
 
@@ -47,35 +48,21 @@ def infer(
   Raises:
     UserError: on any bad setting or file.
   """
-  if mode not in MODES:
+  if mode not in _FOUND:
     raise errors.UserError(
-        f"infer.mode is {mode!r}; it can be {' or '.join(MODES)}.")
-  sharding.initialize_distributed()
-  mesh = mesh()
-  sharding.check_batch_size(dataset_cfg.batch_size, mesh)
-  members = inputs.members(dataset_cfg)
-  model.check_lengths(dataset_cfg.task_feature_lengths)
-  output_dir = setup.make_folder(output_dir, "INFER_OUTPUT_DIR")
-  rng = jax.random.PRNGKey(random_seed)
-  weights = setup.prepare(
-      model, restore_checkpoint_cfg, trainable, mesh, rng, prompt_file)
-  runner = evaluation.Runner(model, mesh)
+        f"infer.mode is {mode!r}; it can be {' or '.join(_FOUND)}.")
+  applied = application.start(
+      model=model, dataset=dataset_cfg, restore=restore_checkpoint_cfg,
+      output_dir=output_dir, output_setting="INFER_OUTPUT_DIR",
+      trainable=trainable, prompt_file=prompt_file, adapter=adapter,
+      random_seed=random_seed, mesh=mesh)
   written = []
-  for task, _ in members:
-    examples = inputs.tokenized(task, dataset_cfg, model, output_dir)
-    if mode == "predict":
-      results = [
-          model.output_vocabulary.decode(ids.tolist())
-          for ids in runner.predict(
-              weights.trainable, weights.frozen, examples, dataset_cfg, rng)]
-    else:
-      results = runner.score(
-          weights.trainable, weights.frozen, examples, dataset_cfg)
+  for task, _ in applied.members:
+    examples = applied.examples(task)
     lines = [
-        json.dumps({**examples.original(i), _FIELD[mode]: result},
-                   ensure_ascii=False) + "\n"
-        for i, result in enumerate(results)]
-    path = os.path.join(output_dir, f"{task.name}-{mode}.jsonl")
+        json.dumps({**examples.original(i), **found}, ensure_ascii=False)
+        + "\n" for i, found in enumerate(_FOUND[mode](applied, task, examples))]
+    path = os.path.join(applied.output_dir, f"{task.name}-{mode}.jsonl")
     if jax.process_index() == 0:
       formats.write_whole(path, "".join(lines).encode())
       print(f"{len(lines):,} lines: {os.path.relpath(path)}")
@@ -83,7 +70,23 @@ def infer(
   return written
 
 
-_FIELD = {"predict": "prediction", "score": "score"}
+def _predictions(applied, task, examples):
+  texts, of_labels = evaluation.predicted(
+      applied.runner, task, examples, *applied.arguments)
+  found = [{"prediction": text} for text in texts]
+  if of_labels is not None:
+    found = [{**one, "scores": s} for one, s in zip(found, of_labels)]
+  return found
+
+
+def _scores(applied, task, examples):
+  del task
+  weights = applied.weights
+  return [{"score": score} for score in applied.runner.score(
+      weights.trainable, weights.frozen, examples, applied.dataset)]
+
+
+_FOUND = {"predict": _predictions, "score": _scores}
 
 if __name__ == "__main__":
   # Run as a module this file is `__main__`; gin knows the importable one.

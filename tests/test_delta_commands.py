@@ -30,14 +30,29 @@ def test_a_run_and_its_merged_model_agree(
   assert losses[-1] < losses[0]
 
   merge.merge(tiny_base, run / "adapter", merged)
-  evaluated = command(
-      "eval", *tiny_flags(
-          "prompt_eval", CHECKPOINT_PATH=str(merged),
-          EVAL_OUTPUT_DIR=str(tmp_path / "eval"), TRAINABLE_REGEX=[]),
-      "--gin.PROMPT=None", "--gin.PROMPT_FILE=None")
-  assert evaluated.status == 0, evaluated.err
-  last, found = (
-      [json.loads(line)["prediction"] for line in
-       max(folder.rglob("file-00000*.jsonl")).read_text().splitlines()]
-      for folder in (run, tmp_path / "eval"))
-  assert found == last
+  expected = predictions(run)
+  for base, adapter in ((merged, None), (tiny_base, str(run / "adapter"))):
+    output = tmp_path / f"eval of {base.name}"
+    evaluated = command(
+        "eval", *tiny_flags(
+            "prompt_eval", CHECKPOINT_PATH=str(base),
+            EVAL_OUTPUT_DIR=str(output), TRAINABLE_REGEX=[]),
+        "--gin.PROMPT=None", "--gin.PROMPT_FILE=None",
+        f"--gin.ADAPTER={adapter!r}")
+    assert evaluated.status == 0, evaluated.err
+    assert predictions(output) == expected
+
+
+def predictions(folder):
+  newest = max(folder.rglob("file-00000*.jsonl"))
+  return [json.loads(line)["prediction"]
+          for line in newest.read_text().splitlines()]
+
+
+def test_an_adapter_goes_into_a_plain_model_alone(
+    command, tiny_flags, tmp_path):
+  outcome = command("eval", *tiny_flags(
+      "prompt_eval", ADAPTER="sst2_lora", PROMPT_FILE="prompt.npy",
+      EVAL_OUTPUT_DIR=str(tmp_path)))
+  assert outcome.status == 2
+  assert "ADAPTER is sst2_lora, and the gin files give a prompt" in outcome.err

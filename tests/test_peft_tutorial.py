@@ -131,4 +131,5 @@ def test_the_saved_prompt_labels_tweets(trained, base, command):
   assert outcome.status == 0, outcome.err
   (row,) = read_lines(run / "infer" / "twitter_complaints-predict.jsonl")
   assert row["inputs"] == "Tweet text : it is late Label : "
-  assert isinstance(row["prediction"], str)
+  assert set(row["scores"]) == {"complaint", "no complaint"}
+  assert row["prediction"] == max(row["scores"], key=row["scores"].get)

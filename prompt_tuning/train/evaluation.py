@@ -137,32 +137,49 @@ def label_ids(
   return found
 
 
+def predicted(
+    runner: Runner, task: tasks.Task, examples: token_ids.Examples,
+    dataset: settings.DatasetConfig, model, trainable, frozen, rng=None,
+) -> tuple[list[str], list[dict[str, float]] | None]:
+  """A task's predicted texts.
+
+  That of a task with `label_texts` is the likeliest of them, of another task
+  what the model decodes.
+
+  Returns:
+    The texts, and of a task with `label_texts` each example's
+    log-probabilities by label.
+  """
+  if not task.label_texts:
+    ids = runner.predict(trainable, frozen, examples, dataset, rng)
+    return [
+        model.output_vocabulary.decode(row.tolist()) for row in ids], None
+  ranks = runner.rank(
+      trainable, frozen, examples, dataset,
+      label_ids(task, model.output_vocabulary, dataset))
+  return (
+      [task.label_texts[i] for i in np.argmax(ranks, axis=1)],
+      [dict(zip(task.label_texts, row.tolist())) for row in ranks])
+
+
 def run_task(
     runner: Runner, task: tasks.Task, examples: token_ids.Examples,
     dataset: settings.DatasetConfig, model, trainable, frozen, rng=None,
 ) -> tuple[dict, list[dict]]:
-  """Predicts a task's examples and scores them with its own metrics.
-
-  The prediction of a task with `label_texts` is the likeliest of them, of
-  another task what the model decodes.
+  """Predicts a task's examples, see `predicted`, and scores them.
 
   Returns:
     The metrics by name, and one row an example: input, target, output (the
     predicted text), prediction (after the task's postprocessor) and, of a
     task with `label_texts`, scores (log-probabilities by label).
   """
-  vocabulary = model.output_vocabulary
   originals = [examples.original(i) for i in range(len(examples))]
-  targets = [_target_text(example, vocabulary) for example in originals]
-  outputs = scores = ranks = None
-  if task.label_texts:
-    ranks = runner.rank(
-        trainable, frozen, examples, dataset,
-        label_ids(task, vocabulary, dataset))
-    outputs = [task.label_texts[i] for i in np.argmax(ranks, axis=1)]
-  elif task.metric_fns or not task.score_metric_fns:
-    ids = runner.predict(trainable, frozen, examples, dataset, rng)
-    outputs = [vocabulary.decode(row.tolist()) for row in ids]
+  targets = [
+      _target_text(example, model.output_vocabulary) for example in originals]
+  outputs = scores = of_labels = None
+  if task.label_texts or task.metric_fns or not task.score_metric_fns:
+    outputs, of_labels = predicted(
+        runner, task, examples, dataset, model, trainable, frozen, rng)
   if task.score_metric_fns:
     scores = runner.score(trainable, frozen, examples, dataset)
   metrics = tasks.evaluate(task, originals, targets, outputs, scores)
@@ -170,9 +187,8 @@ def run_task(
       {"input": _shown(example), "target": target, "output": output,
        "prediction": tasks.postprocess(task, output, example, False)}
       for example, target, output in zip(originals, targets, outputs or [])]
-  if ranks is not None:
-    rows = [{**row, "scores": dict(zip(task.label_texts, of_labels.tolist()))}
-            for row, of_labels in zip(rows, ranks)]
+  for row, found in zip(rows, of_labels or []):
+    row["scores"] = found
   return metrics, rows
 
 

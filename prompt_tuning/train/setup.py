@@ -54,6 +54,7 @@ def prepare(
     mesh: jax.sharding.Mesh,
     rng: jax.Array,
     prompt_file: str | None = None,
+    given: Tree | None = None,
 ) -> Weights:
   """Loads the base and initialises what it does not hold.
 
@@ -65,6 +66,7 @@ def prepare(
     rng: for the initialisers.
     prompt_file: where the prompt comes from, to check its card against the
       base.
+    given: trained parameters, instead of initial ones.
 
   Returns:
     The weights.
@@ -97,11 +99,17 @@ def prepare(
       path for path in flat if source and (
           path in source.arrays
           or path.replace("/layers/", "/layers_0/") in source.arrays)}
-  values = initializer(model, [p for p in flat if p not in known], shardings)(
-      rng)
+  given = state_lib.flatten(given or {})
+  values = initializer(
+      model, [p for p in flat if p not in known and p not in given],
+      shardings)(rng)
+  values |= {
+      path: jax.device_put(jnp.asarray(array, jnp.float32),
+                           flat[path].sharding)
+      for path, array in given.items()}
   wanted = {
       path: _as(spec, jnp.float32) for path, spec in flat.items()
-      if path in known}
+      if path in known and path not in given}
   wanted |= {
       path: _frozen(path, spec, restore.dtype)
       for path, spec in state_lib.flatten(frozen).items()}
