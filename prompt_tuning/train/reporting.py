@@ -246,17 +246,21 @@ class _Log:
   def __init__(self, path: pathlib.Path, first_step: int):
     self._path = path
     self._file = None
-    self._last = -1
+    self._last = {"step": -1}
     self._keep(lambda step: step <= first_step)
 
   def write(self, step: int, record: Mapping[str, Any]) -> None:
-    # An evaluation at the step of a checkpoint is done again on resuming.
-    if step <= self._last:
+    record = {"step": step, **record}
+    # A task's losses and its metrics come one after the other, and both again
+    # when a run is resumed at the step of an evaluation: one line a step.
+    if step == self._last["step"]:
+      record = self._last | record
+    if step <= self._last["step"]:
       self._keep(lambda kept: kept < step)
     with _writing(self._path):
-      self._file.write(_line({"step": step, **record}))
+      self._file.write(_line(record))
       self._file.flush()
-    self._last = step
+    self._last = record
 
   def _keep(self, condition) -> None:
     """Rewrites the file with the records whose step meets the condition."""
@@ -267,7 +271,8 @@ class _Log:
       if self._path.exists() and self._path.read_bytes() != text:
         _write_whole(self._path, text)
       self._file = open(self._path, "a", encoding="utf-8")
-    self._last = max((record["step"] for record in records), default=-1)
+    self._last = max(
+        records, key=lambda record: record["step"], default={"step": -1})
 
   def close(self) -> None:
     if self._file is not None:

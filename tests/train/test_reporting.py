@@ -79,6 +79,16 @@ def test_a_resumed_run_logs_each_step_once(open_reporter, tmp_path):
   assert not list((tmp_path / "run").rglob("*.tmp"))
 
 
+def test_losses_and_metrics_of_a_step_share_a_line(open_reporter, tmp_path):
+  """Also when a resumed run evaluates its first step once more."""
+  for reporter in (open_reporter(), open_reporter(first_step=2)):
+    reporter.evaluation(2, "sst2", {"loss": 0.5})
+    reporter.evaluation(2, "sst2", {"accuracy": 90.0})
+    reporter.close()
+  (path,) = tmp_path.rglob("sst2-metrics.jsonl")
+  assert records(path) == [{"step": 2, "loss": 0.5, "accuracy": 90.0}]
+
+
 def test_a_run_that_starts_again_forgets_the_old_one(open_reporter, tmp_path):
   with open_reporter() as reporter:
     reporter.train(10, {"loss": 1.0})
