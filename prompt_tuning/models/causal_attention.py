@@ -13,7 +13,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning.models import layers, rotary
+from prompt_tuning.models import layers, products, rotary
 
 Array = jax.Array
 KeyValue = tuple[Array, Array]
@@ -65,9 +65,8 @@ def attend(
 
   found = []
   for keys, _, added in parts:
-    scores = jnp.einsum(
-        "kbqd,kbsd->kbqs", rows(query, keys), keys,
-        preferred_element_type=jnp.float32)
+    scores = products.einsum(
+        "kbqd,kbsd->kbqs", rows(query, keys), keys, jnp.float32)
     scores = scores.reshape(*query.shape[:-1], -1)
     found.append(scores if added is None else scores + added)
   # Softmax is invariant to what is subtracted, so no gradient goes there.
@@ -76,8 +75,9 @@ def attend(
   weights = [jnp.exp(scores - top) for scores in found]
   total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
   out = sum(
-      jnp.einsum("kbqs,kbsd->kbqd", rows(w.astype(values.dtype), values),
-                 values).reshape(query.shape).astype(jnp.float32)
+      products.einsum(
+          "kbqs,kbsd->kbqd", rows(w.astype(values.dtype), values), values,
+          jnp.float32).reshape(query.shape)
       for w, (_, values, _) in zip(weights, parts))
   return (out / total).astype(query.dtype)
 

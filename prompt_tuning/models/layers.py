@@ -15,7 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning.models import quantized
+from prompt_tuning.models import products, quantized
 
 Array = jax.Array
 Dtype = jnp.dtype
@@ -62,10 +62,9 @@ def attend(
   Returns:
     [B, N, T, D]. Scores and softmax are float32 whatever the input dtype.
   """
-  scores = jnp.einsum(
-      "bntd,bnsd->bnts", query, key, preferred_element_type=jnp.float32)
+  scores = products.einsum("bntd,bnsd->bnts", query, key, jnp.float32)
   weights = _weights(scores, bias, query.dtype, dropout)
-  return jnp.einsum("bnts,bnsd->bntd", weights, value)
+  return products.einsum("bnts,bnsd->bntd", weights, value)
 
 
 def _weights(scores: Array, bias, dtype: Dtype, dropout) -> Array:
@@ -113,12 +112,11 @@ def attend_to_memory(
   heads, width = query.shape[1], query.shape[3]
   key_kernel, value_kernel = (
       k.reshape(-1, heads, width) for k in (key_kernel, value_kernel))
-  query = jnp.einsum("bntd,hnd->bnth", query, key_kernel)
-  scores = jnp.einsum(
-      "bnth,bsh->bnts", query, memory, preferred_element_type=jnp.float32)
+  query = products.einsum("bntd,hnd->bnth", query, key_kernel)
+  scores = products.einsum("bnth,bsh->bnts", query, memory, jnp.float32)
   weights = _weights(scores, bias, query.dtype, dropout)
-  mixed = jnp.einsum("bnts,bsh->bnth", weights, memory)
-  return jnp.einsum("bnth,hnd->bntd", mixed, value_kernel)
+  mixed = products.einsum("bnts,bsh->bnth", weights, memory)
+  return products.einsum("bnth,hnd->bntd", mixed, value_kernel)
 
 
 class Dense(nn.Module):

@@ -17,6 +17,8 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from prompt_tuning.models import products
+
 Array = jax.Array
 
 _LARGEST = 127
@@ -60,7 +62,8 @@ def matmul(x: Array, kernel: Matrix) -> Array:
   """`x @ kernel` in x's dtype: [..., H], [H, F] -> [..., F]."""
   if isinstance(kernel, Int8):
     return _scaled_product(x, kernel, x.dtype)
-  return x @ kernel if kernel.dtype == x.dtype else _cast_product(x, kernel)
+  return (products.matmul(x, kernel) if kernel.dtype == x.dtype
+          else _cast_product(x, kernel))
 
 
 def take(table: Matrix, tokens: Array) -> Array:
@@ -76,9 +79,10 @@ def attend(x: Array, table: Matrix) -> Array:
   if isinstance(table, Int8):
     return _scaled_product(
         x, Int8(table.values.T, table.scale.T), jnp.float32)
-  return jnp.einsum(
-      "...h,vh->...v", x, table.astype(x.dtype),
-      preferred_element_type=jnp.float32)
+  logits = products.einsum(
+      "rh,vh->rv", x.reshape(-1, x.shape[-1]), table.astype(x.dtype),
+      jnp.float32)
+  return logits.reshape(*x.shape[:-1], -1)
 
 
 # Backpropagation needs a converted matrix once more. Left alone, XLA keeps that
@@ -90,7 +94,7 @@ def attend(x: Array, table: Matrix) -> Array:
 
 @jax.checkpoint
 def _cast_product(x: Array, kernel: Array) -> Array:
-  return x @ kernel.astype(x.dtype)
+  return products.matmul(x, kernel.astype(x.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -98,7 +102,7 @@ def _scaled_product(x: Array, kernel: Int8, dtype) -> Array:
   """`x @ kernel`; the kernel is frozen and gets no gradient."""
   x, kernel = lax.optimization_barrier((x, kernel))
   product = jnp.matmul(
-      x, kernel.values.astype(x.dtype), preferred_element_type=dtype)
+      x, kernel.values.astype(x.dtype), preferred_element_type=jnp.float32)
   return (product * kernel.scale[0]).astype(dtype)
 
 
@@ -112,7 +116,7 @@ def _backward(dtype, kept, gradient: Array):
   kernel, like = kept
   kernel, gradient = lax.optimization_barrier((kernel, gradient))
   scaled = (gradient * kernel.scale[0]).astype(like.dtype)
-  return scaled @ kernel.values.astype(like.dtype).T, None
+  return products.matmul(scaled, kernel.values.astype(like.dtype).T), None
 
 
 _scaled_product.defvjp(_forward, _backward)
