@@ -126,6 +126,11 @@ class LanguageModel:
     _, tokens = self._token_losses(params, batch, counted)
     return -jnp.sum(tokens.loss * counted, axis=-1)
 
+  def score_first(self, params: Params, batch: Batch, tokens: Array) -> Array:
+    """Log-probability of each token [C] as the first target: [B, C]."""
+    logits = self._head(params, self.hidden(params, batch)[:, :1])
+    return jax.nn.log_softmax(logits[:, 0], axis=-1)[:, tokens]
+
   def logits(self, params: Params, batch: Batch) -> Array:
     """Teacher-forced logits of the targets, at once: [B, U, V] float32."""
     return self._head(params, self.hidden(params, batch))

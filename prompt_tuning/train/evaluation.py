@@ -29,6 +29,7 @@ class Runner:
     self._loss = compiled(step_lib.make_eval_step(model))
     self._predict = compiled(step_lib.make_predict_step(model))
     self._score = compiled(step_lib.make_score_step(model))
+    self._score_first = compiled(step_lib.make_score_first_step(model))
 
   def batches(
       self, examples: token_ids.Examples, dataset: settings.DatasetConfig,
@@ -95,8 +96,14 @@ class Runner:
       frozen: tree.
       examples: N of one task; their targets are not used.
       dataset: sizes of batches.
-      labels: the ids of each label, see `label_ids`.
+      labels: the ids of each label, see `label_ids`. Where each is a single
+        token, one pass gives all.
     """
+    if all(len(ids) == 1 for ids in labels):
+      tokens = np.asarray(labels, np.int32)[:, 0]
+      return np.concatenate([
+          np.asarray(self._score_first(trainable, frozen, batch, tokens))[:real]
+          for batch, real in self.batches(examples, dataset)])
     return np.stack([
         np.asarray(self.score(trainable, frozen, examples, dataset, ids))
         for ids in labels], axis=1)
@@ -173,7 +180,9 @@ def run_task(
     predicted text), prediction (after the task's postprocessor) and, of a
     task with `label_texts`, scores (log-probabilities by label).
   """
-  originals = [examples.original(i) for i in range(len(examples))]
+  originals = [{**examples.original(i),
+                "targets_length": len(examples.ids("targets", i))}
+               for i in range(len(examples))]
   targets = [
       _target_text(example, model.output_vocabulary) for example in originals]
   outputs = scores = of_labels = None

@@ -7,6 +7,7 @@ import jax
 
 from prompt_tuning import errors
 from prompt_tuning.data import batches, features, tasks, token_ids
+from prompt_tuning.methods import multitask
 from prompt_tuning.train import settings, sharding
 
 
@@ -19,13 +20,19 @@ def task_name(dataset: settings.DatasetConfig) -> str:
 def members(
     dataset: settings.DatasetConfig,
 ) -> list[tuple[tasks.Task, float]]:
-  """The tasks of a dataset with their mixing rates; one task has rate 1."""
+  """The tasks of a dataset with their mixing rates; one task has rate 1.
+
+  Those of a mixture that lack the dataset's split are left out, unless all do.
+  """
   if dataset.module:
     _import(dataset.module)
   found = tasks.get_task(dataset.mixture_or_task_name)
-  if isinstance(found, tasks.Mixture):
-    return list(found.tasks)
-  return [(found, 1.0)]
+  if not isinstance(found, tasks.Mixture):
+    return [(found, 1.0)]
+  with_split = [
+      (task, rate) for task, rate in found.tasks
+      if dataset.split in task.splits]
+  return with_split or list(found.tasks)
 
 
 def _import(module: str):
@@ -43,10 +50,12 @@ def tokenized(
     task: tasks.Task, dataset: settings.DatasetConfig, model, model_dir: str
 ) -> token_ids.Examples:
   """Examples of one task as ids, from the cache if they are there."""
-  return features.tokenize(
+  examples = features.tokenize(
       task, dataset.split, model.input_vocabulary, model.output_vocabulary,
       dict(dataset.task_feature_lengths),
       dataset.cache_dir or os.path.join(model_dir, "cache"), model.features)
+  multitask.check_examples(model.module, examples)
+  return examples
 
 
 def train_examples(

@@ -63,7 +63,7 @@ def suffix_prompt(
 
 
 class Prompt(nn.Module):
-  """Repeats an unbatched prompt for every example and puts it in place."""
+  """Puts a prompt in place; one [P, H] that is no example's own is repeated."""
 
   prompt: nn.Module
   combine: Callable[[Array, Array, Array], Array] = prefix_prompt
@@ -71,4 +71,6 @@ class Prompt(nn.Module):
   def __call__(self, x: Array, x_embed: Array) -> Array:
     """Tokens [B, T], embeddings [B, T, H] -> [B, P + T, H]."""
     prompt = self.prompt(x, x_embed).astype(x_embed.dtype)
-    return self.combine(prompts.expand_to_batch(prompt, x_embed), x_embed, x)
+    if prompt.ndim == 2:
+      prompt = prompts.expand_to_batch(prompt, x_embed)
+    return self.combine(prompt, x_embed, x)

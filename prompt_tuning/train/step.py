@@ -224,3 +224,13 @@ def make_score_step(model) -> Callable[..., jax.Array]:
     return model.score(state_lib.merge(trainable, frozen), batch)
 
   return score_step
+
+
+def make_score_first_step(model) -> Callable[..., jax.Array]:
+  """A function (trainable, frozen, batch, tokens [C]) -> [B, C]."""
+
+  def score_first_step(trainable, frozen, batch, tokens):
+    return model.score_first(
+        state_lib.merge(trainable, frozen), batch, tokens)
+
+  return score_first_step

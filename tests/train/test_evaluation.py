@@ -97,6 +97,16 @@ def test_rank_is_every_label_after_every_example(made):
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_labels_of_one_token_are_ranked_in_one_pass(made, monkeypatch):
+  monkeypatch.delattr(made.runner, "_score")
+  found = made.runner.rank(
+      {}, made.params, examples(made.model), DATASET,
+      [BYTES.encode(text)[:1] for text in LABELS])
+  expected = [[made.alone[text][label][0] for label in LABELS]
+              for text in TEXTS]
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_the_likeliest_label_is_the_prediction(made):
   metrics, rows = evaluation.run_task(
       made.runner, TASK, examples(made.model), DATASET, made.model, {},
