@@ -361,6 +361,21 @@ def damage(folder: str | os.PathLike) -> str | None:
   return None
 
 
+def read(folder: str | os.PathLike) -> dict[str, np.ndarray]:
+  """All arrays of one checkpoint of a run, by path, without its model.
+
+  Raises:
+    UserError: if it is damaged.
+  """
+  if why := damage(folder):
+    raise UserError(
+        f"{os.fspath(folder)!r} is damaged ({why}): take another checkpoint.")
+  names = _read_manifest(folder)["arrays"]
+  return _restore(
+      os.path.join(os.path.abspath(folder), _STATE),
+      dict.fromkeys(names, np.empty(0)))
+
+
 def save_numpy(
     directory: str | os.PathLike, step: int, arrays: Mapping[str, Any]
 ) -> str:

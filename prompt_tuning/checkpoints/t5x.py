@@ -8,8 +8,8 @@ T5X has written two layouts, and both are read here:
 *   orbax (its default since 2024): `checkpoint_N/state`, zarr arrays named
     `target.…`, in one OCDBT database or as folders, read with tensorstore.
 
-Only the parameters (`target`) and the step are looked at, never the
-optimizer's state. Opening reads names, shapes and byte offsets; the bytes of
+Only the parameters (`target`) and the step are looked at, the optimizer's state
+when it is asked for. Opening reads names, shapes and byte offsets; the bytes of
 an array are read when it is asked for.
 """
 
@@ -44,11 +44,13 @@ class T5XCheckpoint(checkpoints.BaseWeights):
 
   family = "t5"
 
-  def __init__(self, path: str | os.PathLike):
+  def __init__(self, path: str | os.PathLike, part: str = "target"):
     """Opens `path`, the folder of one step (`…/checkpoint_1000000`).
 
     Args:
       path: the folder that holds the file `checkpoint` or the folder `state`.
+      part: "target" for the parameters, "state" for the optimizer's state,
+        which may be empty.
 
     Raises:
       UserError: if there is no checkpoint, several of them, or a damaged one.
@@ -56,12 +58,12 @@ class T5XCheckpoint(checkpoints.BaseWeights):
     self.path = os.fspath(path)
     index = os.path.join(self.path, "checkpoint")
     if os.path.isfile(index):
-      self._leaves, self.step = _open_index(index)
+      self._leaves, self.step = _open_index(index, part)
     elif (state := _orbax_folder(self.path)) is not None:
-      self._leaves, self.step = _open_orbax(state)
+      self._leaves, self.step = _open_orbax(state, part)
     else:
       raise errors.UserError(_no_checkpoint(self.path))
-    if not self._leaves:
+    if not self._leaves and part == "target":
       raise errors.UserError(
           f"{self.path} holds no parameters (nothing under `target`): give "
           "the folder of a T5X training checkpoint.")
@@ -104,15 +106,16 @@ def _no_checkpoint(path: str) -> str:
 # ------------------------------------------------- T5X's own layout: the index
 
 
-def _open_index(file: str):
-  """Reads `checkpoint`: the leaves under the target, and the step."""
+def _open_index(file: str, part: str):
+  """Reads `checkpoint`: the leaves under one of its parts, and the step."""
   with checkpoints.reading(file), open(file, "rb") as stream:
     tree = _MessagePack(file, stream).value()
     version = int(tree.get("version", 0))
     # Version 0 is a bare Flax tree, sometimes of the parameters alone.
     state = tree["optimizer"] if version else tree
-    leaves = dict(_flatten(state.get("target", state), os.path.dirname(file)))
-    step = state.get("state", {}).get("step")
+    step = state.get("state", {}).pop("step", None)
+    tree = state.get(part, state if part == "target" else {})
+    leaves = dict(_flatten(tree, os.path.dirname(file)))
     if isinstance(step, _InlineArray):
       step = int(next(step.blocks())[1])
     return {k: _as_bfloat16(v, version) for k, v in leaves.items()}, step
@@ -466,8 +469,8 @@ def _orbax_folder(path) -> str | None:
   return None
 
 
-def _open_orbax(folder: str):
-  """Lists the arrays of an orbax folder, and reads the step."""
+def _open_orbax(folder: str, part: str):
+  """Lists the arrays of one part of an orbax folder, and reads the step."""
   store, keys = _orbax_keys(folder)
   step, leaves = None, {}
   for key in keys:
@@ -475,13 +478,13 @@ def _open_orbax(folder: str):
     if header not in (".zarray", "zarr.json"):
       continue
     root, _, rest = name.partition(".")
-    if root in ("target", "params"):
-      leaves[rest.replace(".", "/")] = _open_orbax_array(
-          folder, store, name, header)
-    elif name in ("state.step", "step"):
+    if name in ("state.step", "step"):
       array = _open_orbax_array(folder, store, name, header)
       if array.shape == ():
         step = int(next(array.blocks())[1])
+    elif root == part or (root, part) == ("params", "target"):
+      leaves[rest.replace(".", "/")] = _open_orbax_array(
+          folder, store, name, header)
   return leaves, step
 
 

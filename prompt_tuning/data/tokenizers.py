@@ -77,6 +77,9 @@ class TokenizersVocabulary(vocabularies.Vocabulary):
     known = [i for i in self._before_eos(ids) if 0 <= i < size]
     return self._tokenizer.decode(known, skip_special_tokens=True)
 
+  def piece(self, number: int) -> str | None:
+    return self._tokenizer.id_to_token(number) if number >= 0 else None
+
   @functools.cached_property
   def vocab_size(self) -> int:
     """The highest id, of added tokens too, plus one."""

@@ -55,6 +55,10 @@ class Vocabulary:
     """The text of ids up to the first end-of-sequence."""
     raise NotImplementedError
 
+  def piece(self, number: int) -> str | None:
+    """The piece of one id as the vocabulary writes it; None if it has none."""
+    raise NotImplementedError
+
   def same_as(self, other: "Vocabulary") -> bool:
     """Whether both give the same ids to every text."""
     return self.fingerprint == other.fingerprint
@@ -108,6 +112,10 @@ class SentencePieceVocabulary(Vocabulary):
     known = [i if 0 <= i < size else self.unk_id
              for i in self._before_eos(ids)]
     return self._processor.DecodeIds(known)
+
+  def piece(self, number: int) -> str | None:
+    known = 0 <= number < self.vocab_size
+    return self._processor.IdToPiece(number) if known else None
 
   @property
   def vocab_size(self) -> int:
@@ -202,6 +210,10 @@ class ByteVocabulary(Vocabulary):
   def decode(self, ids: Iterable[int]) -> str:
     found = (i - self._FIRST_BYTE for i in self._before_eos(ids))
     return bytes(i for i in found if 0 <= i < 256).decode("utf-8", "ignore")
+
+  def piece(self, number: int) -> str | None:
+    byte = number - self._FIRST_BYTE
+    return f"<0x{byte:02X}>" if 0 <= byte < 256 else None
 
 
 def from_seqio(vocabulary: Any) -> Vocabulary:

@@ -19,13 +19,10 @@ import sys
 import flax
 import numpy as np
 
-from prompt_tuning import checkpoints, errors
+from prompt_tuning import errors
 from prompt_tuning.checkpoints import base as base_lib
-from prompt_tuning.checkpoints import t5x as t5x_reader
-from prompt_tuning.formats import card, npy, peft, t5x
+from prompt_tuning.formats import card, npy, peft, prompt_file, t5x
 
-# PEFT's types that are one table once they are saved.
-_ONE_TABLE = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 _PREFIX = "decoder/prefix/prefix"
 
 
@@ -107,11 +104,11 @@ def convert(source: str, target: str, base: str | None = None) -> str:
     UserError: if the source is not a prompt or is not one for this base, or
       the target cannot be made; nothing is left half-written.
   """
-  kind, wanted = _kind_of(source), _kind_for(target)
+  kind, wanted = prompt_file.kind(source), _kind_for(target)
   if kind == wanted:
     raise errors.UserError(
-        f"{source} and {target} are the same format ({_FORMATS[kind]}): copy "
-        "it, or give a target of another.")
+        f"{source} and {target} are the same format "
+        f"({prompt_file.FORMATS[kind]}): copy it, or give a target of another.")
   if os.path.lexists(target):
     raise errors.UserError(f"{target} exists: give a name that is not taken.")
   known = _open_base(base) if base else None
@@ -119,32 +116,29 @@ def convert(source: str, target: str, base: str | None = None) -> str:
     raise errors.UserError(
         "A PEFT adapter says what model it is for: give --base, the folder of "
         "a Hugging Face model or a GGUF file.")
-  prompt = _READERS[kind](source, known)
+  prompt = _read(source, known)
   place = (known.place(source, prompt.values) if known
            else "encoder/prompt/prompt/prompt")
   _WRITERS[wanted](target, prompt, known, place)
   length, width = prompt.values.shape
-  return f"{target}: {length} x {width}, {_FORMATS[wanted]}"
+  return f"{target}: {length} x {width}, {prompt_file.FORMATS[wanted]}"
 
 
-# ----------------------------------------------------------- which format it is
+def read(path: str, base: str | None = None) -> np.ndarray:
+  """A prompt [P, H], or prefix, in any of the formats.
 
-_FORMATS = {
-    "npy": "a .npy file", "peft": "a PEFT adapter", "t5x": "a T5X checkpoint"}
+  Args:
+    path: see the module.
+    base: checkpoint of the model that it must have been trained on.
 
-
-def _kind_of(path: str) -> str:
-  if os.path.isfile(path):
-    return "npy"
-  if not os.path.isdir(path):
-    raise errors.UserError(f"There is no {path}: check --from.")
-  if peft.is_adapter(path):
-    return "peft"
-  if _is_variable(path) or t5x_reader.is_t5x(path):
-    return "t5x"
-  raise errors.UserError(
-      f"{path} is neither a .npy file, nor a PEFT adapter (it has no "
-      "adapter_config.json), nor a T5X checkpoint.")
+  Raises:
+    UserError: if it is none, or not one for this base.
+  """
+  known = _open_base(base) if base else None
+  values = _read(path, known).values
+  if known is not None:
+    known.place(path, values)  # its width
+  return values
 
 
 def _kind_for(path: str) -> str:
@@ -155,11 +149,6 @@ def _kind_for(path: str) -> str:
   return "peft"
 
 
-def _is_variable(path: str) -> bool:
-  return (os.path.basename(os.path.normpath(path)).startswith("target.")
-          and os.path.isfile(os.path.join(path, ".zarray")))
-
-
 def _open_base(path: str) -> _Base:
   weights = base_lib.open_base(path)
   sizes = peft.Base.of(weights) if getattr(weights, "config", None) else None
@@ -168,55 +157,15 @@ def _open_base(path: str) -> _Base:
       weights.arrays[base_lib.EMBEDDING].shape[1])
 
 
-# ---------------------------------------------------------------------- reading
-
-
-def _read_npy(path: str, base: _Base | None) -> _Prompt:
-  values = npy.read(path)
+def _read(path: str, base: _Base | None) -> _Prompt:
+  values = prompt_file.read(path, sizes=base.sizes if base else None)
+  if prompt_file.kind(path) != "npy":
+    return _Prompt(values)
   if base is not None:
     return _Prompt(values, card.check(path, base.fingerprint, base.path))
   beside = card.card_path(path)
   return _Prompt(
       values, card.read_card(beside) if os.path.exists(beside) else None)
-
-
-def _read_peft(path: str, base: _Base | None) -> _Prompt:
-  adapter = peft.load(path)
-  if adapter.type not in _ONE_TABLE:
-    raise errors.UserError(
-        f"{path} is a {adapter.type}, which is more than one table: only "
-        f"{', '.join(_ONE_TABLE)} have another format.")
-  if base is not None and base.sizes is not None:
-    params = peft.to_params(adapter, base.sizes)
-    return _Prompt(*flax.traverse_util.flatten_dict(params).values())
-  if adapter.type == "PREFIX_TUNING":
-    raise errors.UserError(
-        f"{path} is a prefix, whose layout the model decides: give --base.")
-  return _Prompt(peft.plain_table(adapter))
-
-
-def _read_t5x(path: str, base: _Base | None) -> _Prompt:
-  del base  # its width is compared for every format
-  folder, name = os.path.normpath(path), None
-  if _is_variable(path):
-    folder, name = os.path.split(folder)
-    name = name.removeprefix("target.").replace(".", "/")
-  weights = base_lib.open_base(folder or ".")
-  found = [name] if name else [
-      path for path, leaf in weights.arrays.items()
-      if {"prompt", "prefix"} & set(path.split("/")) and len(leaf.shape) == 2]
-  if len(found) != 1:
-    raise errors.UserError(
-        f"{path} holds {len(found)} prompts"
-        f"{f' ({checkpoints.names(found, 5)})' if found else ''}: give the "
-        "folder of one variable in it, such as "
-        "target.encoder.prompt.prompt.prompt.")
-  values = base_lib.read_variable(folder or ".", found[0], np.float32)
-  if values.ndim != 2:
-    raise errors.UserError(
-        f"{path} has the shape {values.shape}, and a prompt is [P, H]: give "
-        "the folder of a prompt's variable.")
-  return _Prompt(values)
 
 
 # ---------------------------------------------------------------------- writing
@@ -252,7 +201,6 @@ def _write_t5x(path, prompt: _Prompt, base: _Base | None, place: str) -> None:
   t5x.write(path, place, prompt.values, int(number[1]) if number else 0)
 
 
-_READERS = {"npy": _read_npy, "peft": _read_peft, "t5x": _read_t5x}
 _WRITERS = {"npy": _write_npy, "peft": _write_peft, "t5x": _write_t5x}
 
 if __name__ == "__main__":
