@@ -203,7 +203,10 @@ def _tokenize(
   rows = {name: token_ids.Rows(np.int32) for name in FEATURES}
   originals = token_ids.Rows(np.uint8)
   cut = {name: [0, 0] for name in FEATURES}
-  for number, example in enumerate(task.examples(split), start=1):
+  found = task.examples(split)
+  if task.token_fn is not None:
+    found = _from_ids(task, found, both, lengths, encoding)
+  for number, example in enumerate(found, start=1):
     place = f"example {number} of {task.name}/{split}"
     for name, (ids, kept) in _encoded(
         task, example, both, lengths, encoding, place).items():
@@ -224,6 +227,17 @@ def _tokenize(
       task.name, split, arrays,
       {name: token_ids.Truncation(*counts) for name, counts in cut.items()},
       fingerprint or token_ids.content_fingerprint(arrays))
+
+
+def _from_ids(task, examples, both, lengths, encoding):
+  """The examples that a task makes of the ids of its texts."""
+  for example in examples:
+    ids = {
+        "inputs": encoding.input_ids(example["inputs"], both["inputs"], False),
+        "targets": both["targets"].encode(example["targets"])}
+    texts = {f"{name}_pretokenized": example[name] for name in FEATURES}
+    for made in task.token_fn(ids, both, lengths):
+      yield {**example, **texts, **made}
 
 
 def _encoded(task, example, both, lengths, encoding, place):

@@ -1,12 +1,14 @@
-"""seqio's tasks and mixtures as ours; the only importer of seqio.
+"""seqio's tasks and mixtures as ours, and ours as seqio's.
 
-seqio runs its own sources, preprocessors and tokenisers, once, when a split
-is tokenised for the cache. TensorFlow comes with it, takes seconds to import
-and would reserve the accelerators' memory, which it is kept from here.
+This is the only importer of seqio, which runs its own sources, preprocessors
+and tokenisers, once, when a split is tokenised for the cache. TensorFlow comes
+with it, takes seconds to import and would reserve the accelerators' memory,
+which it is kept from here.
 """
 
 from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -25,6 +27,12 @@ from prompt_tuning.data import features, tasks, vocabularies
 
 # Examples that the fingerprint of a split looks at, beside the code.
 _SAMPLED = 32
+
+# The vocabularies of published models, where T5 keeps them.
+_T5_VOCABULARY = (
+    "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model")
+_MT5_VOCABULARY = (
+    "gs://t5-data/vocabs/mc4.250000.100extra/sentencepiece.model")
 
 
 def names() -> set[str]:
@@ -83,6 +91,117 @@ def from_task(task: Any) -> tasks.Task:
           name: _vocabulary(task, feature) for name, feature in found.items()},
       without_eos=frozenset(
           name for name, feature in found.items() if not feature.add_eos))
+
+
+def register(name: str, vocabulary: Any = None) -> None:
+  """Adds one of our tasks or mixtures to seqio's registry, for T5X.
+
+  Whatever seqio already has under a name stays.
+
+  Args:
+    name: of the task or mixture.
+    vocabulary: seqio's, of inputs and targets; None: T5's, or that of mT5 or
+      ByT5 if the name begins so.
+
+  Raises:
+    UserError: no task has that name.
+  """
+  seqio = _seqio()
+  if name in {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}:
+    return
+  found = tasks.get_task(name)
+  if vocabulary is None:
+    vocabulary = _default_vocabulary(name)
+  if isinstance(found, tasks.Task):
+    _register_task(found, vocabulary)
+    return
+  for task, _ in found.tasks:
+    if task.name not in seqio.TaskRegistry.names():
+      _register_task(task, vocabulary)
+  seqio.MixtureRegistry.add(
+      name, [(task.name, rate) for task, rate in found.tasks])
+
+
+def _default_vocabulary(name: str):
+  seqio = _seqio()
+  if name.startswith("byt5_"):
+    return seqio.ByteVocabulary()
+  return seqio.SentencePieceVocabulary(
+      _MT5_VOCABULARY if name.startswith("mt5_") else _T5_VOCABULARY)
+
+
+def _register_task(task: tasks.Task, vocabulary: Any) -> None:
+  seqio = _seqio()
+  steps = [] if task.token_fn is None else [
+      functools.partial(_make_of_ids, token_fn=task.token_fn)]
+  metrics = [functools.partial(_metric, metric_fn=metric_fn)
+             for metric_fn in task.metric_fns]
+  metrics += [functools.partial(_shown, text_fn=text_fn)
+              for text_fn in task.text_fns]
+  seqio.TaskRegistry.add(
+      task.name,
+      source=seqio.FunctionDataSource(
+          functools.partial(_dataset, task), splits=task.splits),
+      preprocessors=[
+          seqio.preprocessors.tokenize, *steps,
+          seqio.preprocessors.append_eos_after_trim],
+      output_features={
+          feature: seqio.Feature(vocabulary, required=feature == "targets")
+          for feature in features.FEATURES},
+      postprocess_fn=functools.partial(_judged, task),
+      metric_fns=[*metrics, *task.score_metric_fns])
+
+
+def _dataset(task: tasks.Task, split: str, shuffle_files: bool, seed=None):
+  """Texts, and the example whole as JSON, which metrics need."""
+  del shuffle_files, seed
+  import tensorflow as tf
+
+  def rows():
+    for example in task.examples(split):
+      yield {**{name: example[name] for name in features.FEATURES},
+             "example": json.dumps(example, default=features.jsonable)}
+
+  text = tf.TensorSpec([], tf.string)
+  return tf.data.Dataset.from_generator(rows, output_signature={
+      name: text for name in (*features.FEATURES, "example")})
+
+
+def _make_of_ids(dataset, sequence_length, output_features, token_fn):
+  """A task's `token_fn` as a seqio preprocessor, behind `tokenize`."""
+  import tensorflow as tf
+
+  known = {name: feature.vocabulary
+           for name, feature in output_features.items()}
+
+  def made():
+    for example in dataset.as_numpy_iterator():
+      ids = {name: example[name] for name in features.FEATURES}
+      for one in token_fn(ids, known, sequence_length):
+        yield {**example, **one}
+
+  return tf.data.Dataset.from_generator(
+      made, output_signature=dataset.element_spec)
+
+
+def _judged(task: tasks.Task, text: Any, example=None, is_target=False):
+  """What `_metric` and `_shown` get: goals, and predictions with examples."""
+  original = json.loads(example["example"])
+  original["targets_length"] = len(example["targets"])
+  made = tasks.postprocess(task, text, original, is_target)
+  return made if is_target else tasks.Judged(
+      original, original["targets"], text, None, made)
+
+
+def _metric(targets, predictions, metric_fn):
+  return metric_fn(targets, [one.guess for one in predictions])
+
+
+def _shown(targets, predictions, text_fn):
+  judged = [dataclasses.replace(one, goal=goal)
+            for goal, one in zip(targets, predictions, strict=True)]
+  return {name: _seqio().metrics.Text(text)
+          for name, text in text_fn(judged).items()}
 
 
 @functools.cache

@@ -2,7 +2,8 @@
 
 A task gives examples with `inputs` and `targets`; tokenising, padding and
 batching are done elsewhere, so a task fits every model. Names are looked up in
-the registry below first, then among seqio's tasks and mixtures.
+the registry below first, then in the families of published tasks, then among
+seqio's tasks and mixtures.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,25 @@ MetricFn = Callable[[Sequence[Any], Sequence[Any]], Mapping[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Judged:
+  """A predicted example, as those see it who show predictions.
+
+  Attributes:
+    example: as the task gave it.
+    target: the right text.
+    output: the predicted text.
+    goal: what the metrics compare with.
+    guess: what the metrics compare.
+  """
+
+  example: Example
+  target: str
+  output: str
+  goal: Any
+  guess: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
   """Examples and how their predictions are judged.
 
@@ -42,6 +62,11 @@ class Task:
     without_eos: features that must not end in an end-of-sequence.
     label_texts: all texts that targets can be. If given, the prediction is
       the likeliest of them; None: whatever the model decodes.
+    text_fns: functions of predicted examples that show some of them, as named
+      texts; they are logged beside the metrics.
+    token_fn: makes further examples of an example's ids, called as
+      `token_fn(ids, vocabularies, lengths)` with the ids, vocabulary and
+      length of each feature; ends of sequences are added behind it.
   """
 
   name: str
@@ -55,6 +80,9 @@ class Task:
       dataclasses.field(default_factory=dict))
   without_eos: frozenset[str] = frozenset()
   label_texts: tuple[str, ...] | None = None
+  text_fns: tuple[
+      Callable[[Sequence[Judged]], Mapping[str, str]], ...] = ()
+  token_fn: Callable[..., Iterator[Mapping[str, Sequence[int]]]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +108,17 @@ _registry: dict[str, str | Factory] = {
         "prompt_tuning.data.pretraining:docstring_span_corruption",
     "docstring_language_model":
         "prompt_tuning.data.pretraining:docstring_language_model",
-    "taskless_glue_sst2_v200_examples":
-        "prompt_tuning.data.glue:taskless_glue_sst2_v200_examples",
 }
+
+# Modules of published tasks. Each has the tables TASKS (name to factory) and
+# MIXTURES (name to rates by task name), and imports nothing heavy.
+_FAMILIES = (
+    "glue", "super_glue", "glue_transfer", "qa", "summarization", "spot",
+    "recycling", "perceptron", "c4")
+
+# The original registers its tasks again under these, for the vocabularies of
+# other models. Here a task fits every model.
+_PREFIXES = ("mt5_", "byt5_")
 
 
 def register(name: str, factory: str | Factory) -> None:
@@ -113,11 +149,37 @@ def get_task(name_or_task: str | Task | Mixture) -> Task | Mixture:
     factory = getattr(importlib.import_module(module), function)
   if factory is not None:
     return factory()
-  return _seqio_task(name_or_task)
+  return _published(name_or_task) or _seqio_task(name_or_task)
+
+
+def families() -> dict[str, Any]:
+  """The modules of published tasks by name."""
+  return {name: importlib.import_module(f"prompt_tuning.data.{name}")
+          for name in _FAMILIES}
+
+
+def registered() -> tuple[str, ...]:
+  """Names that were registered one by one, outside of the families."""
+  return tuple(_registry)
+
+
+def _published(name: str) -> Task | Mixture | None:
+  prefix = next((p for p in _PREFIXES if name.startswith(p)), "")
+  plain = name.removeprefix(prefix)
+  for family in families().values():
+    if plain in family.TASKS:
+      return dataclasses.replace(family.TASKS[plain](), name=name)
+    if plain in family.MIXTURES:
+      return Mixture(name, tuple(
+          (get_task(prefix + member), rate)
+          for member, rate in family.MIXTURES[plain].items()))
+  return None
 
 
 def _seqio_task(name: str) -> Task | Mixture:
   known = set(_registry)
+  for family in families().values():
+    known |= {*family.TASKS, *family.MIXTURES}
   try:
     from prompt_tuning.data import seqio_tasks
 
@@ -155,7 +217,7 @@ def evaluate(
     scores: N log-likelihoods of the targets; None skips `score_metric_fns`.
 
   Returns:
-    The values of all metrics in one dict.
+    The values of all metrics, and the texts of `text_fns`, in one dict.
 
   Raises:
     UserError: two metrics use one name for different values.
@@ -167,6 +229,9 @@ def evaluate(
     guesses = [postprocess(task, *pair, False) for pair in zip(
         predictions, examples, strict=True)]
     results += [metric(goals, guesses) for metric in task.metric_fns]
+    judged = [Judged(*one) for one in zip(
+        examples, targets, predictions, goals, guesses, strict=True)]
+    results += [show(judged) for show in task.text_fns]
   if scores is not None:
     results += [metric(goals, scores) for metric in task.score_metric_fns]
   merged = {}
