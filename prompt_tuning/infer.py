@@ -15,6 +15,7 @@ import jax
 from prompt_tuning import command_line, errors, formats
 from prompt_tuning.train import application, evaluation, settings, sharding
 
+
 def infer(
     *,
     model,
