@@ -57,6 +57,18 @@ setuptools.setup(
         "parity": ["peft>=0.17", "torch>=2.6", "transformers>=4.56"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        # `python -m t5x.train` with our modules; see docs/t5x.md. No package
+        # index has T5X and Flaxformer, so they are named by repository, at the
+        # commits that tests/t5x ran with. An index refuses to take a
+        # distribution that names repositories: publish without these two.
+        "t5x": [
+            "fiddle>=0.3",
+            "flaxformer @ git+https://github.com/google/flaxformer"
+            "@399ea3a85e9807ada653fd0de1a9de627eb0acde",
+            "t5x @ git+https://github.com/google-research/t5x"
+            "@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16",
+            "tensorboard>=2.18",  # T5X imports it and does not ask for it
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3.11",
