@@ -4,6 +4,9 @@
 
 Liu et al. 2022 (arXiv 2205.05638, 3.3). The vectors start as ones. A bias of a
 scaled projection is scaled with it, as in Hugging Face PEFT.
+
+`OriginalIa3` has the parameters where google-research/prompt-tuning has them:
+the same function of other paths and shapes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,9 +35,23 @@ class Scale(nn.Module):
 
   @nn.compact
   def __call__(self) -> Array:
-    return partitioning.param_with_axes(
-        "scale", nn.initializers.ones, (self.width,), jnp.float32,
-        axes=(self.axis,))
+    return _vector("scale", (self.width,), (self.axis,))
+
+
+class OriginalScale(nn.Module):
+  """The vector as the original shapes it, [width] or [N, D], as [width]."""
+
+  shape: tuple[int, ...]
+  axes: tuple[str, ...]
+
+  @nn.compact
+  def __call__(self) -> Array:
+    return _vector("ia3_scaling", self.shape, self.axes).reshape(-1)
+
+
+def _vector(name: str, shape: tuple[int, ...], axes: tuple[str, ...]) -> Array:
+  return partitioning.param_with_axes(
+      name, nn.initializers.ones, shape, jnp.float32, axes=axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +110,60 @@ class Ia3:
     if self._scales_input(module):
       size, axis = width, module.axes[0]
     return Scale(size, axis, parent=interception.inside(module, SCOPE))()
+
+
+# Our Dense modules, and the scopes beside them where the original has scales.
+_ORIGINAL_SCOPES = {
+    "key": "k_conv", "value": "v_conv", "wo": "intermediate_conv"}
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginalIa3(Ia3):
+  """`Ia3` of T5 with the original's parameters.
+
+      …attention/{k,v}_conv/ia3_scaling [N, D]
+      …mlp/intermediate_conv/ia3_scaling [F]
+  """
+
+  def merge(self, params: Mapping[str, Any]) -> dict:
+    """See `interception.Delta`."""
+    return merge(to_plain(params), self.feedforward_targets)
+
+  def _scale(self, module: layers.Dense, width: int) -> Array:
+    if module.name not in _ORIGINAL_SCOPES or (
+        self._scales_input(module) != (module.name == "wo")):
+      raise errors.UserError(
+          f"OriginalIa3 is to scale {'/'.join(module.path)}: it can scale the "
+          "outputs of key and value and the inputs of wo; Ia3 can do others.")
+    scope = module.scope.parent.push(
+        _ORIGINAL_SCOPES[module.name], reuse=True)
+    if module.name == "wo":
+      return OriginalScale((width,), (module.axes[0],), parent=scope)()
+    heads = module.parent.num_heads
+    return OriginalScale(
+        (heads, module.features // heads), ("heads", "kv"), parent=scope)()
+
+
+def to_plain(params: Mapping[str, Any]) -> dict:
+  """Parameters of `OriginalIa3` where `Ia3` has them.
+
+  Args:
+    params: with or without the base's, unrolled or stacked layers.
+
+  Returns:
+    The tree with {"key": {…}, "k_conv": {"ia3_scaling": [N, D]}} as
+    {"key": {…, "ia3": {"scale": [N * D]}}}.
+  """
+  out = {}
+  for name, value in params.items():
+    out[name] = to_plain(value) if isinstance(value, Mapping) else value
+  for dense, scope in _ORIGINAL_SCOPES.items():
+    if scope in out:
+      scale = out.pop(scope)["ia3_scaling"]
+      if dense != "wo":
+        scale = scale.reshape(*scale.shape[:-2], -1)
+      out[dense] = {**out.get(dense, {}), SCOPE: {"scale": scale}}
+  return out
 
 
 def scaled(kernel: Array, scale: Array, of_input: bool) -> Array:

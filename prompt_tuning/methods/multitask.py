@@ -1,5 +1,8 @@
 """Multitask prompt tuning: one prompt for all tasks, a factor for each.
 
+`FirstTokenTask`, which takes each example's task from its first token, is also
+the door of the prompts in `multitask_prompts`.
+
 Wang et al. 2023 (arXiv 2303.02861): the prompt of task t is the elementwise
 product of a shared [P, H] and of `cols[t] @ rows[t]`, of rank R.
 
@@ -11,16 +14,34 @@ original's multitask prompts do, and so trains all tasks together.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from prompt_tuning import errors
 from prompt_tuning.train import prompts as train_prompts
 
 Array = jax.Array
 Initializer = Callable[..., Array]
+
+
+def identity(tokens: Array) -> Array:
+  """The token is the task's index."""
+  return tokens
+
+
+def from_first_id(tokens: Array, first_id: int = 1) -> Array:
+  """`first_id` is task 0, the next token task 1, …."""
+  return tokens - first_id
+
+
+def sentinel_to_task(tokens: Array, vocab_size: int) -> Array:
+  """T5's `<extra_id_0>`, the last of `vocab_size` ids, is task 0, …."""
+  return vocab_size - 1 - tokens
 
 
 def task_prompts(shared: Array, cols: Array, rows: Array) -> Array:
@@ -97,18 +118,57 @@ class FirstTokenTask(nn.Module):
   counts as the first token is the prompt's last position, so masks and
   positions stay right.
 
+  An index out of range makes the output NaN, so that no training goes on with
+  it; `check_examples` finds it before that.
+
   Attributes:
-    prompt: a `MultitaskPrompt`, or what is called like one.
-    first_id: the token that stands for task 0, the next for task 1, ….
+    prompt: a `MultitaskPrompt`, or what is called like one and has its
+      `num_tasks`.
+    to_task_idx: the first tokens [B] -> indices of tasks [B], such as
+      `from_first_id` and `sentinel_to_task`.
     combine: see `train.prompts`.
   """
 
   prompt: nn.Module
-  first_id: int = 1
+  to_task_idx: Callable[[Array], Array] = from_first_id
   combine: Callable[[Array, Array, Array], Array] = train_prompts.prefix_prompt
 
   def __call__(self, x: Array, x_embed: Array) -> Array:
     """Tokens [B, T], embeddings [B, T, H] -> [B, P + T - 1, H]."""
-    task_ids = x[:, 0] - self.first_id
+    task_ids = self.to_task_idx(x[:, 0])
+    # `jnp.take` counts negative indices from the end.
+    task_ids = jnp.where(task_ids < 0, self.prompt.num_tasks, task_ids)
     prompt = self.prompt(x, x_embed, task_ids).astype(x_embed.dtype)
     return self.combine(prompt, x_embed[:, 1:], x[:, 1:])
+
+
+def check_examples(module: nn.Module, examples: Any) -> None:
+  """Refuses examples whose first token is no task of the module's prompt.
+
+  Args:
+    module: a `causal_lm.CausalLM` or `t5.EncoderDecoder`; with another kind of
+      prompt, or none, there is nothing to check.
+    examples: `token_ids.Examples`.
+
+  Raises:
+    UserError: naming the first such example.
+  """
+  factory = getattr(module, "prompt_factory", None)
+  door = factory() if factory is not None else None
+  if not isinstance(door, FirstTokenTask) or not len(examples):
+    return
+  starts = examples.arrays["inputs_offsets"][:-1]
+  is_empty = examples.lengths("inputs") == 0
+  tokens = np.append(examples.arrays["inputs"], 0)[starts]
+  tasks = np.asarray(door.to_task_idx(tokens.astype(np.int64)))
+  count = door.prompt.num_tasks
+  wrong = np.flatnonzero(is_empty | (tasks < 0) | (tasks >= count))
+  if not len(wrong):
+    return
+  first = wrong[0]
+  what = ("no token" if is_empty[first] else
+          f"the first token {tokens[first]}, which is task {tasks[first]}")
+  raise errors.UserError(
+      f"Example {first} of {examples.task_name} ({examples.split}) has {what}, "
+      f"but the prompt has tasks 0 to {count - 1}: begin the inputs with the "
+      "token of their task, or give the prompt more tasks.")

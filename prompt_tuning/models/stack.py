@@ -44,12 +44,13 @@ def run(
     own: Any,
     shared: tuple,
     static: tuple,
+    **attributes: Any,
 ) -> tuple[Array, Any]:
   """Applies `length` layers.
 
   Args:
-    layer: the module class; `layer(config)(x, own, *shared, *static)` gives
-      (x, out), where own and out are a layer's alone.
+    layer: the module class; `layer(config, **attributes)(x, own, *shared,
+      *static)` gives (x, out), where own and out are a layer's alone.
     config: has `scan_layers` and `remat`.
     length: L.
     x: [B, T, H] what goes from layer to layer.
@@ -57,6 +58,7 @@ def run(
       axis L; where layers are unrolled also a list of L; or None.
     shared: arrays that every layer sees.
     static: Python values that every layer sees.
+    **attributes: of the layer, besides its config.
 
   Returns:
     x [B, T, H], and the outs: stacked when scanned, otherwise a list.
@@ -73,7 +75,8 @@ def run(
     for i in range(length):
       mine = own[i] if isinstance(own, list) else jax.tree.map(
           operator.itemgetter(i), own)
-      x, out = layer(config, name=f"layers_{i}")(x, mine, *shared, *static)
+      x, out = layer(config, **attributes, name=f"layers_{i}")(
+          x, mine, *shared, *static)
       outs.append(out)
     return x, outs
 
@@ -85,4 +88,5 @@ def run(
       split_rngs={"params": True, "dropout": True},
       in_axes=(0, *(nn.broadcast,) * len(shared)), length=length,
       axis_name="layers", axes_collections=("params", "cache"))
-  return scanned(layer(config, name="layers"), x, own, *shared)
+  return scanned(
+      layer(config, **attributes, name="layers"), x, own, *shared)

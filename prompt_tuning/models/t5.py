@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from prompt_tuning import errors
 from prompt_tuning.models import layers, stack
 
 Array = jax.Array
@@ -83,10 +84,17 @@ class EncoderLayer(nn.Module):
   """Self-attention and MLP, each behind its norm; see `stack.run`."""
 
   config: Config
+  prompt_factory: Callable[[], nn.Module] | None = None
+
+  def setup(self):
+    if self.prompt_factory is not None:
+      self.prompt = self.prompt_factory()
 
   @nn.compact
   def __call__(
       self, x: Array, own: None, bias: Array, enable_dropout: bool = False):
+    if self.prompt_factory is not None:
+      x = self.prompt(None, x).astype(x.dtype)
     drop = functools.partial(
         layers.dropout, rate=self.config.dropout_rate, enable=enable_dropout)
     h = _norm(self.config, "pre_attention_layer_norm")(x)
@@ -132,13 +140,18 @@ class Encoder(nn.Module):
   Attributes:
     config: sizes and options.
     token_embedder: shared with the decoder.
-    prompt: makes the module that puts the prompt into the embedded input;
-      called with (tokens [B, T], embedded [B, T, H]), gives [B, P + T, H].
+    prompt_factory: makes the module that puts the prompt into the embedded
+      input; called with (tokens [B, T], embedded [B, T, H]), gives
+      [B, P + T, H].
+    layer_prompt_factory: see `EncoderDecoder`.
+    mask_factory: see `EncoderDecoder`.
   """
 
   config: Config
   token_embedder: layers.Embed
   prompt_factory: Callable[[], nn.Module] | None = None
+  layer_prompt_factory: Callable[[], nn.Module] | None = None
+  mask_factory: Callable[[], Callable[[Array], Array]] | None = None
 
   def setup(self):
     if self.prompt_factory is not None:
@@ -156,12 +169,24 @@ class Encoder(nn.Module):
     bias = layers.RelativePositionBias(
         config.num_heads, True, config.relpos_num_buckets,
         config.relpos_max_distance, name="relpos_bias")(positions, positions)
-    bias = bias + layers.key_mask(visible(tokens, x.shape[1]))
+    bias = bias + self._mask(tokens, x.shape[1])
     x, _ = stack.run(
         EncoderLayer, config, config.num_encoder_layers, x, None, (bias,),
-        (enable_dropout,))
+        (enable_dropout,), prompt_factory=self.layer_prompt_factory)
     x = _norm(config, "encoder_norm")(x)
     return layers.dropout(x, config.dropout_rate, enable_dropout)
+
+  def _mask(self, tokens: Array, length: int) -> Array:
+    """Additive, broadcastable to [B, N, P + T, P + T]."""
+    if self.mask_factory is None:
+      return layers.key_mask(visible(tokens, length))
+    sees = self.mask_factory()(tokens)  # [B, 1, P + T, P + T]
+    if sees.shape[-1] != length:
+      raise errors.UserError(
+          f"The encoder's mask is for {sees.shape[-1]} positions, but with the "
+          f"prompt there are {length}: give it the prompt's length "
+          "(prompt_encoder_attention_mask.prompt_length).")
+    return jnp.where(sees > 0, 0.0, layers.MASKED)
 
 
 def visible(tokens: Array, length: int) -> Array:
@@ -169,10 +194,12 @@ def visible(tokens: Array, length: int) -> Array:
 
   Wherever the prompt stands among right-padded tokens, the positions in use
   are the first P + (number of tokens): so prompt positions count as text in
-  front, and padding stays behind.
+  front, and padding stays behind. The first token is one even if it is 0: it
+  may be the index of a task, in whose place the prompt's last position stands.
   """
   prompt = jnp.ones((tokens.shape[0], length - tokens.shape[1]), bool)
-  return jnp.concatenate([prompt, tokens > 0], axis=1)
+  is_token = (tokens > 0) | (jnp.arange(tokens.shape[1]) == 0)
+  return jnp.concatenate([prompt, is_token], axis=1)
 
 
 class Decoder(nn.Module):
@@ -246,7 +273,7 @@ class Decoder(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-  """T5 with a door for a prompt at the encoder's embedded input.
+  """T5 with doors for prompts.
 
   Attributes:
     config: sizes and options.
@@ -254,11 +281,18 @@ class EncoderDecoder(nn.Module):
     decoder_prefix_factory: makes the module that gives keys and values
       [L, 1, N, P, D] for the decoder's self-attention, called with the config;
       they stand P to 1 positions before the first target.
+    layer_prompt_factory: makes the module that changes what goes into a layer
+      of the encoder, one for each: (None, x [B, P + T, H]) -> the same shape.
+    encoder_mask_factory: makes a function tokens [B, T] -> [B, 1, P + T,
+      P + T], above 0 where a query of the encoder sees a key, such as
+      `masks.prompt_encoder_attention_mask`; None is full visibility.
   """
 
   config: Config
   prompt_factory: Callable[[], nn.Module] | None = None
   decoder_prefix_factory: Callable[[], nn.Module] | None = None
+  layer_prompt_factory: Callable[[], nn.Module] | None = None
+  encoder_mask_factory: Callable[[], Callable[[Array], Array]] | None = None
 
   @property
   def scan_layers(self) -> bool:  # T5X looks here for the cache's batch axis.
@@ -273,7 +307,8 @@ class EncoderDecoder(nn.Module):
     self.token_embedder = layers.Embed(
         self.config.vocab_size, self.config.embed_dim, self.config.dtype)
     self.encoder = Encoder(
-        self.config, self.token_embedder, self.prompt_factory)
+        self.config, self.token_embedder, self.prompt_factory,
+        self.layer_prompt_factory, self.encoder_mask_factory)
     self.decoder = Decoder(
         self.config, self.token_embedder, self.decoder_prefix_factory)
 

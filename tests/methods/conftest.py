@@ -1,5 +1,8 @@
 """Tiny models for methods that change projections, and PEFT beside ours."""
 
+import functools
+import importlib.util
+import pathlib
 import types
 
 import jax
@@ -81,6 +84,28 @@ def delta_t5():
 def highest_precision():
   with jax.default_matmul_precision("highest"):
     yield
+
+
+@pytest.fixture(scope="session")
+def maker():
+  """The script that ran the original: its cases, weights and batches."""
+  path = pathlib.Path(__file__).parent / "make_original_expectations.py"
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture(scope="session")
+def expected(maker):
+  """A function: name of a case -> what the original gave."""
+
+  @functools.cache
+  def read(case):
+    with np.load(maker.FOLDER / f"{case}.npz", allow_pickle=False) as file:
+      return dict(file)
+
+  return read
 
 
 class Peft:

@@ -47,7 +47,7 @@ def test_a_task_for_each_example(params):
 
 
 def test_the_first_token_names_the_task(params):
-  door = multitask.FirstTokenTask(module(), first_id=1)
+  door = multitask.FirstTokenTask(module())
   out = door.apply({"params": {"prompt": params}}, TOKENS, EMBEDDED)
   assert out.shape == (2, LENGTH + 4, WIDTH)  # without the task's token
   for row, task in enumerate((2, 1)):
@@ -60,7 +60,7 @@ def test_a_model_reads_each_examples_task(params):
   """A batch of two tasks gives what each gives alone, without its token."""
   config = causal_lm.Config(32, WIDTH, 2, 2, 4, 16)
   whole = causal_lm.CausalLM(
-      config, lambda: multitask.FirstTokenTask(module(), first_id=1))
+      config, lambda: multitask.FirstTokenTask(module()))
   variables = whole.init(jax.random.PRNGKey(0), TOKENS)
   variables["params"]["decoder"]["prompt"]["prompt"] = params
   together = whole.apply({"params": variables["params"]}, TOKENS)
