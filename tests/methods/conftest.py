@@ -89,7 +89,7 @@ def highest_precision():
 @pytest.fixture(scope="session")
 def maker():
   """The script that ran the original: its cases, weights and batches."""
-  path = pathlib.Path(__file__).parent / "make_original_expectations.py"
+  path = pathlib.Path(__file__).parents[1] / "make_original_expectations.py"
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)

@@ -1,10 +1,10 @@
-"""Writes tests/methods/expectations by running google-research/prompt-tuning.
+"""Writes tests/expectations/original by running google-research/prompt-tuning.
 
 Run it from the repository root where `t5x`, `flaxformer` and the original's
 repository (its folder, given as the argument, first on the path) can be
 imported; none of them is on PyPI:
 
-    python tests/methods/make_original_expectations.py ../prompt-tuning
+    python tests/make_original_expectations.py ../prompt-tuning
 
 The modules are those of the original's gin files in `configs/extended`, in
 float32 on a CPU with matmuls in the highest precision. Weights are not stored:
@@ -20,7 +20,7 @@ import zlib
 
 import numpy as np
 
-FOLDER = pathlib.Path(__file__).parent / "expectations"
+FOLDER = pathlib.Path(__file__).parent / "expectations" / "original"
 SIZES = {"NUM_EMBEDDINGS": 128, "EMBED_DIM": 8, "NUM_HEADS": 2, "HEAD_DIM": 4,
          "MLP_DIM": 16, "NUM_ENCODER_LAYERS": 2, "NUM_DECODER_LAYERS": 1}
 STARTS, STEPS = (0, 1_100_000), (1, 2, 5)
