@@ -59,7 +59,9 @@ def evaluate(
       random_seed=random_seed, mesh=mesh)
   step = applied.weights.base_step
   results = {}
-  with reporting.Reporter(applied.output_dir, 0) as reporter:
+  # What was logged of other tasks at the base's step stays.
+  with reporting.Reporter(
+      applied.output_dir, step, step, initial_step=step) as reporter:
     for task, _ in applied.members:
       examples = applied.examples(task)
       for note in inputs.truncation_notes(examples):

@@ -41,6 +41,21 @@ def np_load(path: str, restore_dtype=None) -> np.ndarray:
   return array if restore_dtype is None else array.astype(restore_dtype)
 
 
+def prompt_load(path: str, variable_path: str | None = None) -> np.ndarray:
+  """Reads a prompt [P, H] of any format; see `formats.prompt_file.read`.
+
+  Args:
+    path: a `.npy` file, a PEFT adapter's folder, or a T5X checkpoint.
+    variable_path: which variable of a T5X checkpoint; its only prompt if None.
+
+  Raises:
+    UserError: if it cannot be read.
+  """
+  from prompt_tuning.formats import prompt_file  # as above
+
+  return prompt_file.read(path, variable_path)
+
+
 @functools.lru_cache(maxsize=2)  # gin asks again for every trace
 def t5x_load(
     checkpoint_path: str, variable_path: str, restore_dtype=None
