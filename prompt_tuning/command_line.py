@@ -21,7 +21,7 @@ from typing import Any
 
 import gin
 
-from prompt_tuning import errors
+from prompt_tuning import errors, t5x_names
 
 PACKAGE = pathlib.Path(__file__).parent
 
@@ -42,7 +42,9 @@ def main(function: Callable, arguments: Sequence[str] | None = None):
   Returns:
     What `function` returns.
   """
-  with errors.reported():
+  from prompt_tuning.train import processes  # JAX, which not all need
+
+  with errors.reported(), processes.leaving_together():
     configure(sys.argv[1:] if arguments is None else arguments)
     return call(function)
 
@@ -77,9 +79,9 @@ def configure(arguments: Sequence[str]) -> None:
   search = [p for paths in flags.gin_search_paths for p in paths.split(",")]
   if flags.tfds_data_dir:
     os.environ["TFDS_DATA_DIR"] = flags.tfds_data_dir
-  _check_order(flags.gin_file)
   _add_search_paths(search)
   files = [_existing(path, search) for path in flags.gin_file]
+  _check_order(files, search)
   try:
     gin.parse_config_files_and_bindings(files, None, finalize_config=False)
   except _GIN_ERRORS as error:
@@ -88,6 +90,7 @@ def configure(arguments: Sequence[str]) -> None:
   given = [_Binding.of(text, "--gin_bindings=") for text in flags.gin_bindings]
   given += [_Binding.of(text.removeprefix("--gin."), "--gin.")
             for text in rest]
+  given = [binding for binding in given if binding]
   for binding in given:
     binding.apply()
   _check_given([b.name for b in given], {*declared, *_macros_used()})
@@ -140,9 +143,9 @@ def _add_search_paths(paths: Sequence[str]):
 
 
 def _existing(path: str, search: Sequence[str]) -> str:
-  for folder in ("", *search, str(PACKAGE.parent)):
-    if os.path.isfile(os.path.join(folder, path)):
-      return path
+  for name in (path, _as_here(path)):
+    if _found(name, search):
+      return name
   known = [
       str(p.relative_to(PACKAGE.parent)) for p in PACKAGE.rglob("*.gin")]
   by_name = {os.path.basename(p): p for p in known}
@@ -153,18 +156,34 @@ def _existing(path: str, search: Sequence[str]) -> str:
       f"--gin_search_paths nor in the package{hint}.")
 
 
+def _as_here(path: str) -> str:
+  """The original kept some methods' files apart, in folders of their own."""
+  path = path.replace("prompt_tuning/extended/perceptron/configs/",
+                      "prompt_tuning/configs/")
+  return path.replace("prompt_tuning/configs/extended/",
+                      "prompt_tuning/configs/")
+
+
+def _found(path: str, search: Sequence[str]) -> str | None:
+  """Where the file of a --gin_file lies."""
+  for folder in ("", *search, str(PACKAGE.parent)):
+    if os.path.isfile(os.path.join(folder, path)):
+      return os.path.abspath(os.path.join(folder, path))
+  return None
+
+
 def _rank(path: str) -> int | None:
   folder = os.path.dirname(path.replace(os.sep, "/"))
   for rank, (name, _) in reversed(list(enumerate(_ORDER))):
-    if folder == f"configs/{name}" or folder.endswith(f"/configs/{name}"):
+    if folder.endswith(f"/configs/{name}"):
       return rank
   return None
 
 
-def _check_order(files: Sequence[str]):
+def _check_order(files: Sequence[str], search: Sequence[str]):
   latest, latest_file = -1, ""
   for file in files:
-    rank = _rank(file)
+    rank = _rank(_found(file, search))
     if rank is None:
       continue
     if rank < latest:
@@ -176,35 +195,6 @@ def _check_order(files: Sequence[str]):
     latest, latest_file = rank, file
 
 
-# T5X's names for what has another place here, so that its command lines work.
-_T5X_NAMES = {
-    "partitioning.PjitPartitioner.num_partitions": "sharding.make_mesh.model",
-    "seqio.SentencePieceVocabulary.sentencepiece_model_file":
-        "VOCABULARY_FILE",
-    "trainer.Trainer.num_microbatches": "NUM_MICROBATCHES",
-    "utils.create_learning_rate_scheduler.base_learning_rate":
-        "schedules.create_learning_rate_scheduler.base_learning_rate",
-    "utils.create_learning_rate_scheduler.factors":
-        "schedules.create_learning_rate_scheduler.factors",
-    "utils.create_learning_rate_scheduler.warmup_steps":
-        "schedules.create_learning_rate_scheduler.warmup_steps",
-}
-
-# What is left out here, and why nobody misses it.
-_T5X_NEEDLESS = {
-    "partitioning.PjitPartitioner.logical_axis_rules":
-        "devices are shared by sharding.make_mesh.data, .fsdp and .model",
-    "partitioning.PjitPartitioner.model_parallel_submesh":
-        "devices are shared by sharding.make_mesh.data, .fsdp and .model",
-    "utils.RestoreCheckpointConfig.assignment_map":
-        "parameters that TRAINABLE_REGEX matches may be absent from the "
-        "checkpoint",
-    "utils.RestoreCheckpointConfig.fallback_to_scratch":
-        "parameters that TRAINABLE_REGEX matches may be absent from the "
-        "checkpoint",
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class _Binding:
   """`NAME = value` as it was given on the command line."""
@@ -214,17 +204,18 @@ class _Binding:
   flag: str  # for messages
 
   @classmethod
-  def of(cls, text: str, prefix: str) -> "_Binding":
+  def of(cls, text: str, prefix: str) -> "_Binding | None":
+    """None, and a note, for what only T5X needs."""
     name, equals, value = text.partition("=")
     name = name.strip()
     if not (name and equals and value.strip()):
       raise errors.UserError(
           f"{prefix}{text} has no value: write {prefix}NAME=value.")
-    if name in _T5X_NEEDLESS:
-      raise errors.UserError(
-          f"{prefix}{text} is T5X's: leave it out, "
-          f"{_T5X_NEEDLESS[name]}.")
-    return cls(_T5X_NAMES.get(name, name), value.strip(), prefix + text)
+    if why := t5x_names.needless(name, value.strip()):
+      print(f"note: {prefix}{text} has no effect here: {why}.",
+            file=sys.stderr)
+      return None
+    return cls(*t5x_names.translated(name, value.strip()), prefix + text)
 
   def apply(self):
     """Binds it in gin."""

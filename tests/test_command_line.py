@@ -153,10 +153,10 @@ def test_flags(command, empty_folder, arguments, sentence):
     ("TRAIN_STEPS=many", "many is not a value; texts stand in quotes"),
     ("TRAIN_STEPS=[1, 2", r"--gin.TRAIN_STEPS=\[1, 2 cannot be read"),
     ("MODEL=%NOWHERE", "NOWHERE has no value but MODEL needs it"),
-    ("utils.RestoreCheckpointConfig.assignment_map=()",
-     "is T5X's: leave it out"),
-    ("partitioning.PjitPartitioner.model_parallel_submesh=(1, 1, 1, 1)",
-     "sharding.make_mesh.data, .fsdp and .model"),
+    ("utils.RestoreCheckpointConfig.assignment_map=(('a', 'b'),)",
+     "assignment_map=.* renames parameters"),
+    ("partitioning.PjitPartitioner.model_parallel_submesh=4",
+     r"submesh=4 is not a submesh such as \(4, 4, 1, 2\)"),
 ])
 def test_names_and_values(command, empty_folder, binding, sentence):
   found = refused(command, empty_folder, *ALL, f"--gin.{binding}")
@@ -207,6 +207,26 @@ def test_order_rule(command, empty_folder, later, earlier):
       f"Move --gin_file={CONFIGS}/{earlier}.gin before "
       f"--gin_file={CONFIGS}/{later}.gin")
   assert "order: models, prompts, models/sizes, models/decoding, runs" in found
+
+
+def test_order_rule_knows_where_a_file_lies(command, empty_folder):
+  """Not how it was written: here from a search path."""
+  found = refused(
+      command, empty_folder, f"--gin_search_paths={ROOT / CONFIGS}",
+      "--gin_file=runs/prompt_finetune.gin",
+      "--gin_file=models/t5_1_1_default_prompt.gin", *ALL[2:])
+  assert found.startswith(
+      "Move --gin_file=models/t5_1_1_default_prompt.gin before "
+      "--gin_file=runs/prompt_finetune.gin")
+
+
+@pytest.mark.parametrize("path", [
+    "prompt_tuning/configs/extended/runs/ia3_finetune.gin",
+    "prompt_tuning/extended/perceptron/configs/runs/ia3_finetune.gin"])
+def test_folders_of_the_original(command, empty_folder, path):
+  """What it keeps under `extended` is beside the rest here."""
+  found = refused(command, empty_folder, f"--gin_file={path}", MODEL, *ALL[2:])
+  assert f"before --gin_file={CONFIGS}/runs/ia3_finetune.gin" in found
 
 
 def test_run_file_alone(command, empty_folder):

@@ -6,6 +6,7 @@ Oracle: the run on one device.
 import json
 import re
 import socket
+import time
 
 import gin
 import jax
@@ -123,38 +124,59 @@ def _free_port():
 
 
 @pytest.fixture
-def train_as_two(process, tiny_flags, tmp_path):
-  """Trains in two processes with two devices each, which write one run."""
+def start_processes(process, tiny_flags, tmp_path):
+  """Starts the processes of one run, with some devices each."""
   run = tmp_path / "run"
 
-  def train(*flags, **macros):
-    _two_processes(process, [*tiny_flags(
-        "prompt_finetune", MODEL_DIR=str(run), TRAIN_STEPS=STEPS,
-        SAVE_PERIOD=2, **macros), *NO_EVALUATION, *flags])
+  def start(count, devices, *flags, **macros):
+    macros = {"MODEL_DIR": str(run), "TRAIN_STEPS": STEPS,
+              "SAVE_PERIOD": 2} | macros
+    address = f"127.0.0.1:{_free_port()}"
+    return run, [
+        process("train", *tiny_flags("prompt_finetune", **macros),
+                *NO_EVALUATION, *flags,
+                XLA_FLAGS="--xla_force_host_platform_device_count="
+                f"{devices}",
+                JAX_COORDINATOR_ADDRESS=address, JAX_PROCESS_ID=str(number),
+                JAX_NUM_PROCESSES=str(count)) for number in range(count)]
+
+  return start
+
+
+@pytest.fixture
+def train_in_processes(start_processes):
+  """Trains in several processes, which write one run."""
+
+  def train(count, devices, *flags, **macros):
+    run, children = start_processes(count, devices, *flags, **macros)
+    for child in children:
+      output, _ = child.communicate(timeout=300)
+      assert child.returncode == 0, output
     return run
 
   return train
 
 
-def _two_processes(process, flags):
-  address = f"127.0.0.1:{_free_port()}"
-  children = [
-      process("train", *flags,
-              XLA_FLAGS="--xla_force_host_platform_device_count=2",
-              JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES="2",
-              JAX_PROCESS_ID=str(number))
-      for number in range(2)]
-  for child in children:
-    output, _ = child.communicate(timeout=300)
-    assert child.returncode == 0, output
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"data": 4}, {"data": 2, "model": 2}],
+                         ids=str)
+def test_two_processes(train_in_processes, alone, sizes):
+  run = train_in_processes(2, 2, *mesh_flags(sizes))
+  assert_same_run(run, alone)
 
 
 @pytest.mark.slow
-def test_two_processes(train_as_two, alone):
-  run = train_as_two()
-  assert_same_losses(run, alone)
+def test_a_run_goes_on_in_more_processes(train_in_processes, alone):
+  """Of two with whole layers, then of four that share theirs."""
+  train_in_processes(2, 2, TRAIN_STEPS=STEPS // 2)
+  run = train_in_processes(4, 1, *mesh_flags({"data": 2, "model": 2}))
+  assert_same_run(run, alone)
+
+
+def assert_same_run(run, other):
+  assert_same_losses(run, other)
   np.testing.assert_allclose(
-      npy.read(run / "prompt.npy"), npy.read(alone / "prompt.npy"),
+      npy.read(run / "prompt.npy"), npy.read(other / "prompt.npy"),
       rtol=1e-4, atol=1e-4)
   assert runs.damage(run / f"checkpoint_{STEPS}") is None
   assert not list(run.glob("*.tmp"))
@@ -162,13 +184,39 @@ def test_two_processes(train_as_two, alone):
 
 @pytest.mark.slow
 def test_two_processes_train_and_export_all_parameters(
-    train, train_as_two):
+    train, train_in_processes):
   """Sharded over all four devices: no process holds the model."""
   everything = {"TRAINABLE_REGEX": [".*"], "LEARNING_RATE": 0.01}
-  run = train_as_two("--gin.sharding.make_mesh.fsdp=4", **everything)
+  run = train_in_processes(
+      2, 2, "--gin.sharding.make_mesh.fsdp=4", **everything)
   assert_same_losses(run, train(ALONE, **everything))
   assert card.read_card(run / "prompt.json").base_fingerprint == (
       base.fingerprint(run / "hugging_face"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_process_is_killed(start_processes, command, tiny_flags, lost):
+  """The other ends and says what to do; then the run goes on."""
+  run, children = start_processes(
+      2, 1, "--gin.LOG_PERIOD=100", TRAIN_STEPS=10**6)
+  while not list(run.glob("checkpoint_*[02468]")):
+    assert children[0].poll() is None, children[0].communicate()[0]
+    time.sleep(0.2)
+  children[lost].kill()
+  output, _ = children[1 - lost].communicate(timeout=60)
+  assert children[1 - lost].returncode != 0
+  assert re.fullmatch(
+      "error: A process of this run of 2 was lost .*: start all again with the "
+      "same command, and training goes on from its last checkpoint.",
+      output.splitlines()[-1]), output
+  step = max(int(path.name.removeprefix("checkpoint_"))
+             for path in run.glob("checkpoint_*[0-9]"))
+  outcome = command("train", *tiny_flags(
+      "prompt_finetune", MODEL_DIR=str(run), TRAIN_STEPS=step + 1),
+      *NO_EVALUATION, ALONE)
+  assert outcome.status == 0, outcome.err
+  assert f"starting at step {step}" in outcome.err
 
 
 def test_batch_that_two_shards_cannot_share(command, tiny_flags, tmp_path):

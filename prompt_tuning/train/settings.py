@@ -106,12 +106,19 @@ class RestoreCheckpointConfig:
     dtype: of the frozen weights in memory, "float32", "bfloat16" or "int8"
       (of kernels and embedding tables, see `models.quantized`; the rest is
       float32); trained parameters are always float32.
+    step: the step that the run and its Adafactor count from; the
+      checkpoint's own if None, 0 where it has none (Hugging Face).
   """
 
   path: str | None
   dtype: str = "float32"
+  step: int | None = None
 
   def __post_init__(self):
+    if self.step is not None and (type(self.step) is not int or self.step < 0):
+      raise errors.UserError(
+          f"INITIAL_STEP (utils.RestoreCheckpointConfig.step) is "
+          f"{self.step!r}: it must be a whole number from 0 up, or None.")
     if self.dtype not in _WEIGHT_DTYPES:
       raise errors.UserError(
           f"WEIGHT_DTYPE (utils.RestoreCheckpointConfig.dtype) is "

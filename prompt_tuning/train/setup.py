@@ -32,7 +32,7 @@ class Weights:
     trainable: float32 tree.
     frozen: tree in the dtype that was asked for.
     trainable_shardings: the trainable tree's shardings.
-    base_step: the step of the base checkpoint, 0 where it has none.
+    base_step: the step that the run counts from.
     base_name: what the base was read from; "" if from scratch.
     base_fingerprint: sha256 of its embedding table; "" if from scratch.
     initialized: paths of the trainable parameters that the base lacks.
@@ -121,7 +121,8 @@ def prepare(
       frozen=state_lib.unflatten(
           {k: v for k, v in values.items() if k not in flat}),
       trainable_shardings=jax.tree.map(lambda s: s.sharding, trainable),
-      base_step=int(getattr(source, "step", None) or 0),
+      base_step=(int(getattr(source, "step", None) or 0)
+                 if restore.step is None else restore.step),
       base_name=_base_name(restore.path), base_fingerprint=fingerprint,
       initialized=tuple(path for path in flat if path not in known))
 

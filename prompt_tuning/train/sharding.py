@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.train import processes
 
 MESH_AXES = ("data", "fsdp", "model")
 BATCH_AXES = ("data", "fsdp")
@@ -289,18 +290,19 @@ def initialize_distributed(
   if all(value is None for value in settings.values()):
     return
   if settings["coordinator_address"] == "auto":
-    jax.distributed.initialize()
+    processes.initialize()
     return
   missing = [name for name, value in settings.items() if value is None]
   if missing:
     raise UserError(
-        f"initialize_distributed.{missing[0]} is not set, and the others are; "
-        f"set it in gin, or JAX_{missing[0].upper()} in the environment.")
+        f"{missing[0]} is not set, and the others are: set "
+        f"JAX_{missing[0].upper()} in the environment of every process.")
   if not 0 <= settings["process_id"] < settings["num_processes"]:
     raise UserError(
-        f"initialize_distributed.process_id = {settings['process_id']} must be "
-        f"between 0 and num_processes - 1 = {settings['num_processes'] - 1}.")
-  jax.distributed.initialize(**settings)
+        f"process_id = {settings['process_id']} must be between 0 and "
+        f"num_processes - 1 = {settings['num_processes'] - 1}: correct "
+        "JAX_PROCESS_ID.")
+  processes.initialize(**settings)
 
 
 def _mesh_axes(name: str | None, rules: Rules) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.train import sharding
+from prompt_tuning.train import processes, sharding
 from prompt_tuning.train.adafactor import Adafactor
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -180,9 +180,21 @@ def test_settings_come_from_gin_then_from_the_environment(joined, monkeypatch):
   monkeypatch.setenv("JAX_PROCESS_ID", "1")
   sharding.initialize_distributed("host:1", process_id=2)
   sharding.initialize_distributed("auto")
+  patience = {"heartbeat_timeout_seconds": processes.HEARTBEAT_SECONDS}
   assert joined == [
-      {"coordinator_address": "host:1", "num_processes": 4, "process_id": 2},
-      {}]
+      {"coordinator_address": "host:1", "num_processes": 4, "process_id": 2,
+       **patience}, patience]
+
+
+def test_auto_may_stand_in_the_environment(monkeypatch):
+  """Where JAX itself must not see it: it looks for an address there."""
+  monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "auto")
+  seen = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **settings:
+                      seen.append(os.environ.get("JAX_COORDINATOR_ADDRESS")))
+  sharding.initialize_distributed()
+  assert seen == [None]
+  assert os.environ["JAX_COORDINATOR_ADDRESS"] == "auto"
 
 
 @pytest.mark.parametrize("arguments, sentence", [
