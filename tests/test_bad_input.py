@@ -122,7 +122,7 @@ def test_prompt_of_python_objects(refused, tmp_path):
 
 
 def test_prompt_that_is_not_there(refused):
-  assert re.search("cannot read 'nothing.npy'", refused(
+  assert re.search("There is no nothing.npy", refused(
       "eval", PROMPT_FILE="nothing.npy"))
 
 

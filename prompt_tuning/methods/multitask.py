@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning import errors
+from prompt_tuning.models import t5
 from prompt_tuning.train import prompts as train_prompts
 
 Array = jax.Array
@@ -162,11 +163,16 @@ def check_examples(module: nn.Module, examples: Any) -> None:
   tokens = np.append(examples.arrays["inputs"], 0)[starts]
   tasks = np.asarray(door.to_task_idx(tokens.astype(np.int64)))
   count = door.prompt.num_tasks
-  wrong = np.flatnonzero(is_empty | (tasks < 0) | (tasks >= count))
+  # In whose place the prompt's last position stands must not be padding.
+  is_padding = (tokens == 0) & isinstance(module, t5.EncoderDecoder)
+  wrong = np.flatnonzero(
+      is_empty | is_padding | (tasks < 0) | (tasks >= count))
   if not len(wrong):
     return
   first = wrong[0]
   what = ("no token" if is_empty[first] else
+          "0 for its first token, which is T5's padding"
+          if is_padding[first] else
           f"the first token {tokens[first]}, which is task {tasks[first]}")
   raise errors.UserError(
       f"Example {first} of {examples.task_name} ({examples.split}) has {what}, "

@@ -194,12 +194,10 @@ def visible(tokens: Array, length: int) -> Array:
 
   Wherever the prompt stands among right-padded tokens, the positions in use
   are the first P + (number of tokens): so prompt positions count as text in
-  front, and padding stays behind. The first token is one even if it is 0: it
-  may be the index of a task, in whose place the prompt's last position stands.
+  front, and padding stays behind.
   """
   prompt = jnp.ones((tokens.shape[0], length - tokens.shape[1]), bool)
-  is_token = (tokens > 0) | (jnp.arange(tokens.shape[1]) == 0)
-  return jnp.concatenate([prompt, is_token], axis=1)
+  return jnp.concatenate([prompt, tokens > 0], axis=1)
 
 
 class Decoder(nn.Module):

@@ -295,7 +295,7 @@ def test_unknown_names_are_answered_with_the_nearest(add):
   add("taskless_glue_tiny_v200")
   with pytest.raises(
       errors.UserError, match="did you mean taskless_glue_tiny_v200"):
-    tasks.get_task("glue_tiny_v200")
+    tasks.get_task("taskless_glue_tiny")
   with pytest.raises(errors.UserError, match="docstring_package"):
     tasks.get_task("docstring_packages")
   with pytest.raises(errors.UserError, match="not a task"):

@@ -64,14 +64,6 @@ def test_tokens_of_tasks(to_task, tokens, tasks):
   np.testing.assert_array_equal(to_task(np.array(tokens)), tasks)
 
 
-def test_a_task_whose_token_is_0_is_no_padding():
-  """The prompt's last position stands in its place, and is seen."""
-  tokens = np.array([[0, 5, 1, 0], [7, 5, 1, 0]])
-  np.testing.assert_array_equal(
-      t5.visible(jnp.asarray(tokens), 6),
-      [[True] * 5 + [False]] * 2)
-
-
 @pytest.mark.parametrize("token", [124, 128])
 def test_a_task_out_of_range_is_no_other_task(token):
   """`check_examples` is for the host; here what is computed is not finite."""
@@ -113,6 +105,16 @@ def test_examples_without_a_task_are_refused(wrong, words):
   with pytest.raises(
       errors.UserError, match=f"Example 1 of mine.*{words}.*tasks 0 to 2"):
     multitask.check_examples(module, Examples([127, 5], wrong, [127, 1]))
+
+
+def test_padding_is_no_task_to_t5():
+  """A mask would hide the prompt's last position."""
+  def door():
+    return multitask_door().clone(to_task_idx=multitask.identity)
+
+  with pytest.raises(errors.UserError, match="0 for its first token.*padding"):
+    multitask.check_examples(
+        t5.EncoderDecoder(None, door), Examples([1, 5], [0, 1]))
 
 
 def test_the_check_stands_where_examples_are_read(monkeypatch):

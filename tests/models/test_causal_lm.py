@@ -116,9 +116,7 @@ def test_a_prompt_that_differs_by_example_is_not_shared():
       return embedded[:, :P] * 2.0
 
   def factory():
-    return train_prompts.Prompt(
-        PerExample(), lambda prompt, x_embed, x: jnp.concatenate(
-            [prompt[:, 0], x_embed], axis=1))
+    return train_prompts.Prompt(PerExample())
 
   module = causal_lm.CausalLM(FAMILIES["llama"], factory)
   params, tokens = _params(module), _tokens()
