@@ -62,13 +62,7 @@ def create_prompt_encoder_mask(prompt_length: int) -> Callable[..., Array]:
   Returns:
     (tokens [B, T], dtype=float32) -> [B, 1, P + T, P + T] of zeros and ones.
   """
-  add = add_fake_prompt(prompt_length)
-
-  def create(tokens: Array, dtype=jnp.float32) -> Array:
-    is_token = add(tokens) > 0
-    return _pairs(is_token, is_token)[:, None].astype(dtype)
-
-  return create
+  return prompt_encoder_attention_mask(prompt_length)
 
 
 def create_prompt_decoder_only_mask(
@@ -84,21 +78,7 @@ def create_prompt_decoder_only_mask(
     [B, 1, P + T, P + T]. Positions where `causal_attention` is 1 see each
     other, and the prompt is one of them.
   """
-  add = add_fake_prompt(prompt_length)
-
-  def create(
-      target_tokens: Array, causal_attention: Array | None = None,
-      dtype=jnp.float32,
-  ) -> Array:
-    is_token = add(target_tokens) > 0
-    length = is_token.shape[1]
-    sees = jnp.tril(jnp.ones((1, length, length), bool))
-    if causal_attention is not None:
-      prefix = add(causal_attention) > 0
-      sees = sees | _pairs(prefix, prefix)
-    return (sees & _pairs(is_token, is_token))[:, None].astype(dtype)
-
-  return create
+  return prompt_decoder_attention_mask(prompt_length)
 
 
 def prompt_encoder_attention_mask(
