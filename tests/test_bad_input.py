@@ -265,6 +265,10 @@ def test_infer_refuses_bad_data_before_it_writes(
     ({"ACTIVATION_DTYPE": "float33"}, "ACTIVATION_DTYPE.*'float33'"),
     ({"LAYER_REMAT": "all"}, "LAYER_REMAT.*'all'"),
     ({"TRAINABLE_REGEX": [".*/promt/.*"]}, "'.*/promt/.*'.*matches no"),
+    ({"TRAINABLE_REGEX": [".*/promt/.*"]}, "near it: encoder/prompt/"),
+    ({"TRAINABLE_REGEX": []}, r"TRAINABLE_REGEX is \[\].*\['.*/prompt/.*'\]"),
+    ({"TRAINABLE_REGEX": ".*"}, "TRAINABLE_REGEX is '.*'.*list"),
+    ({"TRAINABLE_REGEX": [".+"]}, r"matches all \d+ param.*write \['\.\*'\]"),
     ({"TRAINABLE_REGEX": ["("]}, r"'\('.*not a regular expression"),
 ])
 def test_settings(refused, macros, sentence):

@@ -91,6 +91,7 @@ def train(
   check_numbers(
       train_dataset_cfg, EVAL_PERIOD=eval_period, LOG_PERIOD=log_period,
       TRAIN_STEPS=total_steps, NUM_MICROBATCHES=num_microbatches)
+  check_patterns(trainable)
   sharding.initialize_distributed()
   mesh = mesh()
   check_datasets(
@@ -205,6 +206,15 @@ def check_numbers(
     raise errors.UserError(
         f"BATCH_SIZE {dataset.batch_size} is not divisible by "
         f"NUM_MICROBATCHES {microbatches}: change one of them.")
+
+
+def check_patterns(trainable: Sequence[str]):
+  """Refuses to train nothing."""
+  if isinstance(trainable, str) or not trainable:
+    raise errors.UserError(
+        f"TRAINABLE_REGEX is {trainable!r}, so nothing would be trained: give "
+        "a list of patterns of parameter paths, such as ['.*/prompt/.*'], or "
+        "the gin file of a prompt or another method.")
 
 
 def check_datasets(

@@ -6,11 +6,12 @@ The trainable ones are those that a list of patterns matches as a whole:
     split({"encoder": {"prompt": {...}, "mlp": {...}}}, [".*/prompt/.*"])
     -> {"encoder": {"prompt": {...}}}, {"encoder": {"mlp": {...}}}
 
-The prompt alone, everything (`[".*"]`) or anything between is the same engine
-with another list.
+The prompt alone, everything or anything between is the same engine with
+another list; everything is asked for by `[".*"]`, exactly so.
 """
 
 from collections.abc import Mapping, Sequence
+import difflib
 import re
 from typing import Any
 
@@ -19,6 +20,9 @@ from flax import traverse_util
 from prompt_tuning import errors
 
 Tree = Mapping[str, Any]
+
+# The patterns of whoever wants to train every parameter.
+EVERYTHING = (".*",)
 
 
 def match_any(patterns: Sequence[str]):
@@ -47,13 +51,15 @@ def split(params: Tree, patterns: Sequence[str]) -> tuple[dict, dict]:
   Args:
     params: nested dicts.
     patterns: regular expressions; each must match at least one path.
+      `EVERYTHING` is all parameters; no other patterns may match them all.
 
   Returns:
     The trainable tree and the frozen tree.
 
   Raises:
     UserError: if a pattern is malformed or matches nothing, which would leave
-      a parameter untrained without a word.
+      a parameter untrained without a word, or if the patterns match the whole
+      model by accident.
   """
   flat = flatten(params)
   for pattern in patterns:
@@ -66,11 +72,24 @@ def split(params: Tree, patterns: Sequence[str]) -> tuple[dict, dict]:
     if not found:
       raise errors.UserError(
           f"The pattern {pattern!r} in TRAINABLE_REGEX (or PROMPT_REGEX) "
-          "matches no parameter; paths look like "
-          f"{', '.join(list(flat)[:3])}.")
-  trainable = match_any(patterns)
-  return (unflatten({k: v for k, v in flat.items() if trainable(k)}),
-          unflatten({k: v for k, v in flat.items() if not trainable(k)}))
+          "matches no parameter as a whole; near it: "
+          f"{', '.join(_nearest(pattern, flat))}.")
+  matches = match_any(patterns)
+  trainable = {k: v for k, v in flat.items() if matches(k)}
+  if len(trainable) == len(flat) and tuple(patterns) != EVERYTHING:
+    raise errors.UserError(
+        f"TRAINABLE_REGEX = {list(patterns)} matches all {len(flat)} "
+        f"parameters of the model ({', '.join([*flat][:3])}, …): match fewer, "
+        f"or write {list(EVERYTHING)} to train everything on purpose.")
+  return unflatten(trainable), unflatten(
+      {k: v for k, v in flat.items() if not matches(k)})
+
+
+def _nearest(pattern: str, paths: Sequence[str]) -> list[str]:
+  """Up to three paths that are most like what a pattern spells."""
+  words = re.sub(r"[^\w/]", "", pattern)
+  # Short patterns are unlike every long path; some hint is better than none.
+  return difflib.get_close_matches(words, paths, n=3, cutoff=0.0)
 
 
 def merge(trainable: Tree, frozen: Tree) -> dict:

@@ -162,6 +162,7 @@ def train_members(
       first.train, EVAL_PERIOD=eval_period, LOG_PERIOD=log_period,
       TRAIN_STEPS=total_steps, NUM_MICROBATCHES=num_microbatches,
       MEMBERS_AT_ONCE=members_at_once or 1)
+  loop.check_patterns(trainable)
   sharding.initialize_distributed()
   mesh = mesh()
   for one in together:

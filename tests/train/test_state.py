@@ -47,7 +47,17 @@ def test_a_pattern_must_match_the_whole_path():
       state.split(PARAMS, [".*/embedding", pattern])
     assert repr(pattern) in str(caught.value)
     assert "encoder/layers_0/mlp/wi" in str(caught.value)  # what paths are
+    if "prompt" in pattern:
+      assert f"near it: {PROMPT}, " in str(caught.value)
     assert "TRAINABLE_REGEX" in str(caught.value)
+
+
+@pytest.mark.parametrize("patterns", [
+    [".+"], [".*", ".*/prompt/.*"], ["encoder/.*", ".*/embedding"]])
+def test_everything_is_asked_for_in_one_way(patterns):
+  """`.*` alone, see `test_split_and_merge`; all others are a slip."""
+  with pytest.raises(UserError, match=r"all 4 param.*wi, .*write \['\.\*'\]"):
+    state.split(PARAMS, patterns)
 
 
 def test_a_malformed_pattern():
