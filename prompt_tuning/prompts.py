@@ -14,6 +14,7 @@ Where a prompt is put among the tokens is `prompt_tuning.train.prompts`.
 
 from collections.abc import Callable, Sequence
 import functools
+import os
 import warnings
 
 import flax.linen as nn
@@ -41,19 +42,41 @@ def np_load(path: str, restore_dtype=None) -> np.ndarray:
   return array if restore_dtype is None else array.astype(restore_dtype)
 
 
-def prompt_load(path: str, variable_path: str | None = None) -> np.ndarray:
+def prompt_load(
+    path: str, variable_path: str | None = None, base_path: str | None = None
+) -> np.ndarray:
   """Reads a prompt [P, H] of any format; see `formats.prompt_file.read`.
 
   Args:
     path: a `.npy` file, a PEFT adapter's folder, or a T5X checkpoint.
     variable_path: which variable of a T5X checkpoint; its only prompt if None.
+    base_path: the weights that it is going to stand in front of, to hold its
+      card against, if it has one; None does not look at the card.
 
   Raises:
-    UserError: if it cannot be read.
+    UserError: if it cannot be read, is not what its card describes, or was
+      trained on another base.
   """
   from prompt_tuning.formats import prompt_file  # as above
 
-  return prompt_file.read(path, variable_path)
+  prompt = prompt_file.read(path, variable_path)
+  if base_path is not None:
+    _check_card(path, base_path)
+  return prompt
+
+
+def _check_card(path: str, base_path: str):
+  from prompt_tuning.formats import card
+
+  if os.path.exists(card.card_path(path)):  # else nothing says of which base
+    card.check(path, _fingerprint(base_path), base_path)
+
+
+@functools.lru_cache(maxsize=1)  # as `t5x_load`
+def _fingerprint(base_path: str) -> str:
+  from prompt_tuning.checkpoints import base
+
+  return base.fingerprint(base_path)
 
 
 @functools.lru_cache(maxsize=2)  # gin asks again for every trace

@@ -20,6 +20,9 @@ STEPS = {"TRAIN_STEPS": 6, "EVAL_PERIOD": 3, "SAVE_PERIOD": 3,
          "LOG_PERIOD": 2}
 
 
+FROM_FILE = "--gin_file=prompt_tuning/configs/prompts/from_file.gin"
+
+
 @pytest.fixture
 def refused(command, tmp_path, tiny_flags):
   """Runs a command that must refuse; gives its sentence.
@@ -34,7 +37,10 @@ def refused(command, tmp_path, tiny_flags):
               "infer": "INFER_OUTPUT_DIR"}[name]
     macros = {folder: str(output)} | (
         STEPS if name == "train" else {}) | macros
-    outcome = command(name, *tiny_flags(file, **macros), *flags)
+    given = tiny_flags(file, **macros)
+    if name == "train" and "PROMPT_FILE" in macros:
+      given.insert(1, FROM_FILE)
+    outcome = command(name, *given, *flags)
     assert outcome.status == 2, outcome
     lines = outcome.err.splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), outcome.err
@@ -76,24 +82,46 @@ def test_prompt_of_one_dimension(refused, tmp_path):
       "eval", PROMPT_FILE=str(path)))
 
 
-def test_prompt_of_another_base(refused, prompt_file):
+@pytest.mark.parametrize("name", ["eval", "train"])
+def test_prompt_of_another_base(refused, prompt_file, name):
   card.write_card(
       prompt_file, base_model="their model", base_fingerprint="0" * 64,
       task="sst2", metric={}, step=3, settings={})
-  found = refused("eval", PROMPT_FILE=str(prompt_file))
+  found = refused(name, PROMPT_FILE=str(prompt_file))
   assert re.search(r"good.npy' was trained on .*'their model'", found)
   assert "load the base model" in found
 
 
+@pytest.mark.parametrize("name", ["infer", "train"])
 def test_prompt_that_is_not_the_one_on_its_card(
-    refused, prompt_file, tiny_base):
+    refused, prompt_file, tiny_base, name):
   card.write_card(
       prompt_file, base_model=str(tiny_base),
       base_fingerprint=base.fingerprint(tiny_base), task="sst2", metric={},
       step=3, settings={})
   npy.write(prompt_file, np.full((5, 8), 0.5))
   assert "is not the file that its card" in refused(
-      "infer", PROMPT_FILE=str(prompt_file))
+      name, PROMPT_FILE=str(prompt_file))
+
+
+def test_training_starts_from_a_prompt_of_its_base(
+    command, tiny_flags, prompt_file, tiny_base, tmp_path):
+  """With its card, or with none. Oracle: the file, at the lowest rate."""
+  for number in range(2):
+    run = tmp_path / str(number)
+    flags = tiny_flags(
+        "prompt_finetune", MODEL_DIR=str(run), LEARNING_RATE=0.0,
+        **STEPS | {"TRAIN_STEPS": 1}, PROMPT_FILE=str(prompt_file))
+    flags.insert(1, FROM_FILE)
+    outcome = command(
+        "train", *flags, "--gin.adafactor.Adafactor.weight_decay_rate=0.0")
+    assert outcome.status == 0, outcome.err
+    np.testing.assert_allclose(
+        npy.read(run / "prompt.npy"), npy.read(prompt_file), atol=1e-7)
+    card.write_card(
+        prompt_file, base_model=str(tiny_base),
+        base_fingerprint=base.fingerprint(tiny_base), task="sst2", metric={},
+        step=3, settings={})
 
 
 def _truncated(content):

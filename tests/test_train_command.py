@@ -82,6 +82,7 @@ def test_eval_gives_what_the_last_evaluation_of_training_gave(
   assert evaluated.status == 0, evaluated.err
   assert evaluated.result == {
       "file/accuracy": results["file/accuracy"]}
+  assert not (tmp_path / "train.jsonl").exists()
   [rows] = (tmp_path / "inference_eval").glob("file-0*.jsonl")
   assert read_lines(rows) == read_lines(
       run / "inference_eval" / "file-000006.jsonl")

@@ -241,7 +241,11 @@ def learning_curve(
 
 
 class _Log:
-  """A JSONL file whose steps grow; open from the start, to fail early."""
+  """A JSONL file whose steps grow.
+
+  One that is there is opened from the start, to fail early; a new one comes
+  with its first line, so that what logs nothing leaves no empty file.
+  """
 
   def __init__(self, path: pathlib.Path, first_step: int):
     self._path = path
@@ -258,6 +262,8 @@ class _Log:
     if step <= self._last["step"]:
       self._keep(lambda kept: kept < step)
     with _writing(self._path):
+      if self._file is None:
+        self._file = open(self._path, "a", encoding="utf-8")
       self._file.write(_line(record))
       self._file.flush()
     self._last = record
@@ -268,9 +274,10 @@ class _Log:
     with _writing(self._path):
       records = [r for r in _read_log(self._path) if condition(r["step"])]
       text = "".join(map(_line, records)).encode("utf-8")
-      if self._path.exists() and self._path.read_bytes() != text:
-        _write_whole(self._path, text)
-      self._file = open(self._path, "a", encoding="utf-8")
+      if self._path.exists():
+        if self._path.read_bytes() != text:
+          _write_whole(self._path, text)
+        self._file = open(self._path, "a", encoding="utf-8")
     self._last = max(
         records, key=lambda record: record["step"], default={"step": -1})
 
