@@ -12,6 +12,7 @@ float32 on a CPU with matmuls in the highest precision. Weights are not stored:
 """
 
 import json
+import os
 import pathlib
 import re
 import sys
@@ -20,7 +21,7 @@ import zlib
 
 import numpy as np
 
-FOLDER = pathlib.Path(__file__).parent / "expectations" / "original"
+FOLDER = pathlib.Path(__file__).resolve().parent / "expectations" / "original"
 SIZES = {"NUM_EMBEDDINGS": 128, "EMBED_DIM": 8, "NUM_HEADS": 2, "HEAD_DIM": 4,
          "MLP_DIM": 16, "NUM_ENCODER_LAYERS": 2, "NUM_DECODER_LAYERS": 1}
 STARTS, STEPS = (0, 1_100_000), (1, 2, 5)
@@ -39,6 +40,9 @@ BATCH = {
         [[11, 4, 28, 1], [6, 90, 1, 0], [17, 1, 0, 0]], np.int32),
     "decoder_loss_weights": np.array(
         [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]], np.int32)}
+# The same texts for a decoder-only model, in T5X's manner: 0 starts them.
+DECODER_TARGETS = BATCH["encoder_input_tokens"]
+DECODER_INPUTS = np.pad(DECODER_TARGETS, ((0, 0), (1, 0)))[:, :-1]
 # The last ids are T5's sentinels: tasks 2, 0 and 1.
 TASK_TOKENS = np.array([[125], [127], [126]], np.int32)
 
@@ -115,15 +119,64 @@ multitask_prompts.sentinel_to_task.vocab_size = 128
     "ia3": _include("ia3")}
 
 
-def module_of(case, folder):
-  """The original's module as its gin files make it."""
+# Their gin files have no decoder-only model. This one, with rotations instead
+# of relative biases, is a small Llama.
+_PER_LAYER_DECODER = """
+from flax import linen
+from flaxformer.architectures.t5 import t5_architecture
+from flaxformer.components import dense
+from flaxformer.components import embedding
+from flaxformer.components import layer_norm
+from flaxformer.components.attention import dense_attention
+from prompt_tuning import masks
+from prompt_tuning import prompts
+from prompt_tuning.extended.train import per_layer
+from prompt_tuning.train import layers
+from prompt_tuning.train import prompts as train_prompts
+include 'prompt_tuning/configs/architectures/t5_1_1_flaxformer.gin'
+PROMPT_LENGTH = 3
+""" + _PROMPT + """
+ARCHITECTURE = @layers.PromptDecoderOnly()
+layers.PromptDecoderOnly:
+  decoder_factory = @layers.PromptDecoder
+  decoder_mask_factory = @masks.create_prompt_decoder_only_mask
+  dtype = 'float32'
+masks.create_prompt_decoder_only_mask.prompt_length = %PROMPT_LENGTH
+masks.add_fake_prompt.prompt_length = %PROMPT_LENGTH
+layers.PromptDecoder:
+  num_layers = 2
+  layer_factory = @per_layer.PromptDecoderLayer
+  token_embedder_factory = @embedding.Embed
+  dropout_factory = %DROPOUT_FACTORY
+  layer_norm_factory = @layer_norm.T5LayerNorm
+  output_logits_factory = @output_logits/dense.DenseGeneral
+  prompt_factory = %PROMPT
+  add_fake_prompt_factory = @masks.add_fake_prompt
+  dtype = 'float32'
+per_layer.PromptDecoderLayer:
+  self_attention = @dense_attention.MultiHeadDotProductAttention()
+  encoder_decoder_attention = None
+  mlp = @dense.MlpBlock()
+  dropout_factory = %DROPOUT_FACTORY
+  layer_norm_factory = @layer_norm.T5LayerNorm
+  prompt_factory = @per_layer/train_prompts.Prompt
+dense_attention.MultiHeadDotProductAttention:
+  use_rotary_embedding = True
+  rescale_logits = True
+dense.MlpBlock.activations = ('silu', 'linear')
+per_layer/train_prompts.Prompt.prompt = @prompts.Prompt()
+per_layer/train_prompts.Prompt.combine = @per_layer."""
+
+
+def module_of(config, folder):
+  """The original's module as gin makes it."""
   import gin
 
   gin.clear_config()
   gin.add_config_file_search_path(folder)
   macros = "".join(f"{name} = {value}\n" for name, value in SIZES.items())
   gin.parse_config(
-      f"from __gin__ import dynamic_registration\n{_CONFIGS[case]}\n{macros}"
+      f"from __gin__ import dynamic_registration\n{config}\n{macros}"
       "ACTIVATION_DTYPE = 'float32'\nDROPOUT_RATE = 0.0\n")
   reference = gin.query_parameter("ARCHITECTURE/gin.macro.value")
   return reference.scoped_configurable_fn()
@@ -135,7 +188,7 @@ def outputs(case, folder):
   import jax
   from t5x import models
 
-  module = module_of(case, folder)
+  module = module_of(_CONFIGS[case], folder)
   vocabulary = types.SimpleNamespace(eos_id=1)
   model = models.EncoderDecoderModel(
       module, vocabulary, vocabulary, optimizer_def=None, z_loss=1e-4)
@@ -209,6 +262,41 @@ def combined():
   return kept
 
 
+def per_layer_decoder(folder):
+  """Logits and gradients of the per-layer prompts of a decoder-only model."""
+  from flax import traverse_util
+  import jax
+
+  tokens, targets = DECODER_INPUTS, DECODER_TARGETS
+  kept = {}
+  for combine in ("replace", "add"):
+    module = module_of(f"{_PER_LAYER_DECODER}{combine}_prompt", folder)
+    shapes = jax.eval_shape(lambda m=module: m.init(
+        jax.random.PRNGKey(0), tokens, targets,
+        enable_dropout=False))["params"]
+    params = {path: draw(path, leaf.shape) for path, leaf in
+              traverse_util.flatten_dict(shapes, sep="/").items()}
+
+    def loss(trained, params=params, module=module):
+      whole = traverse_util.unflatten_dict({**params, **trained}, sep="/")
+      logits = module.apply(
+          {"params": whole}, tokens, targets, enable_dropout=False)
+      logits = logits[:, -tokens.shape[1]:]
+      picked = jax.nn.log_softmax(logits)[
+          np.arange(len(tokens))[:, None],
+          np.arange(tokens.shape[1])[None], targets]
+      return -(picked * (targets > 0)).sum(), logits
+
+    trained = {path: params[path] for path in params if "/prompt/" in path}
+    (value, logits), gradients = jax.jit(
+        jax.value_and_grad(loss, has_aux=True))(trained)
+    kept |= {f"{combine}/loss": value,
+             f"{combine}/logits": logits[targets > 0]}
+    kept |= {f"{combine}/grad/{path}": g for path, g in gradients.items()}
+  return kept | {"shapes": json.dumps(
+      {path: array.shape for path, array in params.items()})}
+
+
 def wayward():
   """The original's wayward loss and its gradient, on a prompt of 3."""
   import flax
@@ -226,14 +314,16 @@ def wayward():
 
 
 def main():
-  folder = sys.argv[1]
+  folder = os.path.abspath(sys.argv[1])
   sys.path.insert(0, folder)
+  os.chdir(folder)  # gin looks here first, and we have files of the same names
   import jax
 
   FOLDER.mkdir(exist_ok=True)
   with jax.default_matmul_precision("highest"):
     made = {case: outputs(case, folder) for case in CASES}
-    made |= {"multitask_combined": combined(), "wayward": wayward()}
+    made |= {"multitask_combined": combined(), "wayward": wayward(),
+             "per_layer_decoder": per_layer_decoder(folder)}
   for name, kept in made.items():
     path = FOLDER / f"{name}.npz"
     np.savez_compressed(path, **{k: np.asarray(v) for k, v in kept.items()})

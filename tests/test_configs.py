@@ -564,7 +564,7 @@ def test_the_originals_pattern_is_refused(configure):
 def test_per_layer(configure, combine):
   """`t5_1_1_per_layer_prompt` and a size; `mt5_per_layer_prompt` below."""
   flags = [] if combine == "replace_prompt" else [
-      "--gin.PROMPT=@train_prompts.Prompt",
+      "--gin.train_prompts.Prompt.prompt=@prompts.Prompt()",
       "--gin.per_layer/train_prompts.Prompt.combine=@per_layer.add_prompt"]
   model = build_model(configure(
       "models/t5_1_1_per_layer_prompt", "models/sizes/small", VOCABULARY,

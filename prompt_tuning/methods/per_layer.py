@@ -1,12 +1,15 @@
-"""A prompt for every layer of the encoder, at the first P positions.
+"""A prompt for every layer, at the first P positions.
 
 Between prompt tuning and prefix tuning: what a layer reads at the positions of
 the prompt is replaced, or added to, and goes through the layer's own
 projections (the original's `extended`; adding is the deep perturbation of Qin
-and Eisner 2021, arXiv 2104.06599).
+and Eisner 2021, arXiv 2104.06599). The layers are a T5's encoder or a
+decoder-only model's; for those:
 
-    t5.EncoderDecoder.prompt_factory = @per_layer.Room
-    t5.EncoderDecoder.layer_prompt_factory = @per_layer/train_prompts.Prompt
+    causal_lm.CausalLM.prompt_factory = @train_prompts.Prompt
+    train_prompts.Prompt.prompt = @per_layer.Room()
+    causal_lm.CausalLM.layer_prompt_factory = @per_layer/train_prompts.Prompt
+    per_layer/train_prompts.Prompt.prompt = @prompts.Prompt()
     per_layer/train_prompts.Prompt.combine = @per_layer.replace_prompt
 
 In the original a prompt is also trained at the embedded input, of which
@@ -33,7 +36,7 @@ def add_prompt(prompt: Array, x_embed: Array, x: None) -> Array:
 
 
 class Room(nn.Module):
-  """Zeros in front of the input, for the layers' prompts; no parameter.
+  """A prompt of zeros, for the layers' prompts; no parameter.
 
   Attributes:
     length: P.
@@ -42,6 +45,6 @@ class Room(nn.Module):
   length: int
 
   def __call__(self, x: Array, x_embed: Array) -> Array:
-    """Tokens [B, T], embeddings [B, T, H] -> [B, P + T, H]."""
+    """Tokens [B, T], embeddings [B, T, H] -> [P, H]."""
     del x
-    return jnp.pad(x_embed, ((0, 0), (self.length, 0), (0, 0)))
+    return jnp.zeros((self.length, x_embed.shape[-1]), x_embed.dtype)

@@ -1,8 +1,9 @@
 """Decoder-only language models: GPT-2, Llama, Phi, CodeGen, BLOOM, ….
 
 Families differ in their `Config` alone; which file a weight comes from is
-`checkpoints.families`. Two doors for what is learned: a prompt among the
-embedded tokens, and a prefix among the keys and values of every layer.
+`checkpoints.families`. Three doors for what is learned: a prompt among the
+embedded tokens, one for every layer at its positions, and a prefix among the
+keys and values of every layer.
 """
 
 from collections.abc import Callable
@@ -120,10 +121,18 @@ class Layer(nn.Module):
   """Attention and MLP behind their norms; see `stack.run`."""
 
   config: Config
+  prompt_factory: Callable[[], nn.Module] | None = None
+
+  def setup(self):
+    if self.prompt_factory is not None:
+      self.prompt = self.prompt_factory()
 
   @nn.compact
-  def __call__(self, x, prefix, angles, biases, cache_index, cache_length):
+  def __call__(self, x, prefix, angles, biases, cache_index, cache_length,
+               begins_with_prompt):
     config = self.config
+    if begins_with_prompt and self.prompt_factory is not None:
+      x = self.prompt(None, x).astype(x.dtype)
     h = _norm(config, "pre_attention_layer_norm")(x)
     attended, own = causal_attention.SelfAttention(config, name="attention")(
         h, prefix, angles, biases, cache_index, cache_length)
@@ -144,12 +153,14 @@ class Decoder(nn.Module):
     position_embedder: the table of learned positions, if they are.
     prompt_factory: see `CausalLM`.
     prefix_factory: see `CausalLM`.
+    layer_prompt_factory: see `CausalLM`.
   """
 
   config: Config
   position_embedder: layers.Embed | None = None
   prompt_factory: Callable[[], nn.Module] | None = None
   prefix_factory: Callable[[], nn.Module] | None = None
+  layer_prompt_factory: Callable[[], nn.Module] | None = None
 
   def setup(self):
     config = self.config
@@ -171,6 +182,7 @@ class Decoder(nn.Module):
       visible: Array | None,
       prefix: Any = None,
       cache_length: int | None = None,
+      begins_with_prompt: bool = False,
   ) -> tuple[Array, Any]:
     """Runs the layers.
 
@@ -182,6 +194,8 @@ class Decoder(nn.Module):
       prefix: keys and values [L, 1 or B, K, P, D], or a list of each layer's.
       cache_length: S: keep keys and values in the collection `cache`; the
         first call makes it, each call goes on where the last one ended.
+      begins_with_prompt: whether the first positions of x are the prompt's,
+        where the layers have prompts of their own.
 
     Returns:
       Hidden states before the last norm, and each layer's keys and values.
@@ -206,7 +220,8 @@ class Decoder(nn.Module):
         config, positions, visible, key_visible, index, before, x.shape[1])
     return stack.run(
         Layer, config, config.num_layers, x, prefix,
-        (angles, biases, index), (cache_length,))
+        (angles, biases, index), (cache_length, begins_with_prompt),
+        prompt_factory=self.layer_prompt_factory)
 
   def _positions(self, x, visible, key_visible, index) -> Array:
     """Each token's number among the visible ones: [1 or B, T]."""
@@ -302,6 +317,9 @@ class CausalLM(nn.Module):
       tokens, called with (tokens [B, T], embedded [B, T, H]).
     prefix_factory: makes the module that gives every layer's keys and values
       [L, 1, K, P, D], called with the config.
+    layer_prompt_factory: makes the module that changes what goes into a layer
+      at the prompt's positions, one for each: (None, x [B, P or P + T, H]) ->
+      the same shape. Needs a prompt in front of everything else.
     share_prompt: run a prompt that all examples have in front once, with
       batch 1, and share its keys and values. Exact, since no position of it
       sees the text; a prompt of which that is not true is never shared.
@@ -310,6 +328,7 @@ class CausalLM(nn.Module):
   config: Config
   prompt_factory: Callable[[], nn.Module] | None = None
   prefix_factory: Callable[[], nn.Module] | None = None
+  layer_prompt_factory: Callable[[], nn.Module] | None = None
   share_prompt: bool = True
 
   @property
@@ -331,7 +350,7 @@ class CausalLM(nn.Module):
         axes=("length", "embed")) if config.positions == "learned" else None
     self.decoder = Decoder(
         config, self.position_embedder, self.prompt_factory,
-        self.prefix_factory)
+        self.prefix_factory, self.layer_prompt_factory)
 
   def __call__(self, tokens: Array, **options) -> Array:
     """Logits of the next token: [B, U or T, V] float32, see `hidden`."""
@@ -363,7 +382,8 @@ class CausalLM(nn.Module):
     """
     x, visible, prefix = self._inputs(tokens, visible, prefix)
     extra = x.shape[1] - tokens.shape[1]  # position i of the text is at i + P
-    hidden, _ = self.decoder(x, positions, visible, prefix)
+    hidden, _ = self.decoder(
+        x, positions, visible, prefix, begins_with_prompt=prefix is None)
     if target_positions is None:
       hidden = hidden[:, extra:]
     else:
@@ -391,7 +411,9 @@ class CausalLM(nn.Module):
     """
     x, visible, prefix = self._inputs(tokens, visible, prefix)
     extra = x.shape[1] - tokens.shape[1]
-    self.decoder(x, None, visible, prefix, cache_length + extra)
+    self.decoder(
+        x, None, visible, prefix, cache_length + extra,
+        begins_with_prompt=prefix is None)
 
   def decode(self, tokens: Array, prefix: Any = None) -> Array:
     """One step on the cache: tokens [B, 1] -> logits [B, V] float32."""
@@ -420,10 +442,14 @@ class CausalLM(nn.Module):
     if prompt.ndim != 2:  # one an example
       return None
     x = self._normed(prompt.astype(self.config.dtype)[None])
-    return self.decoder(x, None, None)[1]
+    return self.decoder(x, None, None, begins_with_prompt=True)[1]
 
   def _inputs(self, tokens, visible, prefix):
     """What the layers run on: embedded [B, (P +) T, H], its mask, a prefix."""
+    if self.layer_prompt_factory and not _stands_in_front(self.decoder):
+      raise errors.UserError(
+          "PER_LAYER_PROMPT needs a PROMPT in front of everything else: "
+          "@train_prompts.Prompt, with @train_prompts.prefix_prompt.")
     x = self.token_embedder(tokens)
     if prefix is None:
       prefix = self._shared(tokens, x)

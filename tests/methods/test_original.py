@@ -37,7 +37,7 @@ def multitask_door():
 # Attributes of our module and model, and what is trained.
 OURS = {
     "per_layer_replace": (
-        {"prompt_factory": lambda: per_layer.Room(3),
+        {"prompt_factory": lambda: train_prompts.Prompt(per_layer.Room(3)),
          "layer_prompt_factory": lambda: prompt(per_layer.replace_prompt)},
         None,
         [".*/prompt/.*"]),

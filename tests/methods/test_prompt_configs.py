@@ -81,3 +81,17 @@ def test_prefix_without_a_projection(build):
   _, sizes = build(
       "models/gpt2_prompt", "prefix", "--gin.PREFIX=@prefix.Prefix")
   assert sizes == {"decoder/prefix/prefix": 92_160}
+
+
+@pytest.mark.parametrize("combine", ["replace_prompt", "add_prompt"])
+def test_per_layer(build, combine):
+  flags = [] if combine == "replace_prompt" else [
+      "--gin.train_prompts.Prompt.prompt=@prompts.Prompt()",
+      "--gin.per_layer/train_prompts.Prompt.combine=@per_layer.add_prompt"]
+  model, sizes = build("models/gpt2_prompt", "per_layer", *flags)
+  wanted = {f"decoder/layers_{i}/prompt/prompt/prompt": 10 * 768
+            for i in range(12)}
+  if flags:
+    wanted["decoder/prompt/prompt/prompt"] = 10 * 768
+  assert sizes == wanted
+  assert model.module.layer_prompt_factory().combine.__name__ == combine
