@@ -21,7 +21,8 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["prompt_tuning*"]),
     package_data={
         "prompt_tuning": [
-            "configs/**/*.gin", "scripts/*.sh", "pretrained/*/*"],
+            "configs/**/*.gin", "data/templates/*.txt", "scripts/*.sh",
+            "pretrained/*/*"],
     },
     python_requires=">=3.11,<3.14",
     install_requires=[

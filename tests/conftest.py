@@ -117,10 +117,12 @@ def command(compilation_cache_folder):
   """Runs train, eval or infer in this process, from its arguments."""
   from prompt_tuning import command_line, infer
   from prompt_tuning import eval as eval_command
+  from prompt_tuning.scripts import generate
   from prompt_tuning.train import loop, sweep
 
   functions = {"train": loop.train, "sweep": sweep.train_sweep,
-               "eval": eval_command.evaluate, "infer": infer.infer}
+               "eval": eval_command.evaluate, "infer": infer.infer,
+               "generate": generate.generate}
 
   def run(name, *arguments):
     status, result = 0, None

@@ -10,7 +10,8 @@ import pytest
 
 from prompt_tuning import command_line
 from prompt_tuning.data import tasks
-from prompt_tuning.train import schedules, settings
+from prompt_tuning.decoding import beam, sampling
+from prompt_tuning.train import epochs, schedules, settings
 
 CONFIGS = command_line.PACKAGE / "configs"
 
@@ -131,3 +132,50 @@ def test_runs_on_smollm2(configure, shared_data, run, batch_size, data):
   np.testing.assert_allclose(
       [schedule(step) for step in (0, 15, 30, 165, 300)],
       [0.0, 5e-3, 1e-2, 5e-3, 0.0], atol=1e-9)
+
+
+@pytest.mark.parametrize("run,file,steps", [
+    ("mbpp", {"MBPP_FILE": "mbpp/mbpp_release_v1.jsonl"}, 610),
+    ("cruxeval_input", {"CRUXEVAL_FILE": "cruxeval/cruxeval.jsonl"}, 250),
+    ("cruxeval_output", {"CRUXEVAL_FILE": "cruxeval/cruxeval.jsonl"}, 250),
+])
+def test_lopas_runs_on_code(configure, shared_data, run, file, steps):
+  """lopa_training: 8 examples a step, 10 and 5 epochs, 1e-3 throughout."""
+  gin = configure(
+      "models/phi_2_prompt", f"runs/{run}", MODEL_DIR="run",
+      INITIAL_CHECKPOINT_PATH="base",
+      **{name: str(shared_data / path) for name, path in file.items()})
+  for name, value in (("PROMPT_LENGTH", 10), ("BATCH_SIZE", 8),
+                      ("LEARNING_RATE", 1e-3), ("RANDOM_SEED", 9876)):
+    assert gin.query_parameter(f"%{name}") == value
+  assert gin.query_parameter(
+      "prompt_init/flax.linen.initializers.normal.stddev") == 1.0
+  with gin.unlock_config(), gin.config_scope("whole"):
+    assert gin.get_configurable(epochs.steps)() == steps
+
+
+@pytest.mark.parametrize("name", ["nlg_e2e", "nlg_webnlg", "nlg_dart"])
+def test_lopas_runs_on_tables(configure, tmp_path, name):
+  (tmp_path / "train_formatted.jsonl").write_text(
+      '{"context": "a", "completion": "b"}\n' * 17)
+  gin = configure(
+      "models/gpt2_medium_prompt", f"runs/{name}", MODEL_DIR="run",
+      INITIAL_CHECKPOINT_PATH="base", NLG_FOLDER=str(tmp_path))
+  with gin.unlock_config(), gin.config_scope("whole"):
+    assert gin.get_configurable(epochs.steps)() == 5 * 3
+  task, examples = read_task(gin, "train")
+  assert task.name == name
+  assert examples[0]["inputs"] == "a<|endoftext|>"
+
+
+@pytest.mark.parametrize("name,expected", [
+    ("mbpp", {"temperature": 0.6, "top_k": 50, "top_p": 0.95}),
+    ("cruxeval", {"temperature": 0.2, "top_k": 50, "top_p": 0.95}),
+    ("nlg", {"num_beams": 5, "alpha": 0.8, "rules": "hugging_face"}),
+])
+def test_lopas_searches(configure, name, expected):
+  """The generation settings of LOPA's code."""
+  gin = configure("models/gpt2", f"models/decoding/{name}",
+                  INITIAL_CHECKPOINT_PATH="base")
+  search = beam.beam_search if name == "nlg" else sampling.sample
+  assert expected.items() <= gin.get_bindings(search).items()

@@ -219,13 +219,18 @@ def _rows(
 ) -> _Rows:
   form = _format(path)
   if form == ".jsonl":
-    return _json_rows(path)
+    return json_rows(path)
   reader = {".tsv": _tsv, ".csv": _csv}.get(
       form, functools.partial(_separated, separator=separator))
   return _table_rows(path, reader, columns)
 
 
-def _json_rows(path: pathlib.Path) -> _Rows:
+def json_rows(path: pathlib.Path) -> _Rows:
+  """The objects of a `.jsonl` file, each with its line.
+
+  Raises:
+    UserError: while reading, a line that is no JSON object.
+  """
   for number, line in _lines(path):
     if not line.strip():
       continue

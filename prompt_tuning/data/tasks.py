@@ -67,6 +67,10 @@ class Task:
     token_fn: makes further examples of an example's ids, called as
       `token_fn(ids, vocabularies, lengths)` with the ids, vocabulary and
       length of each feature; ends of sequences are added behind it.
+    stops: texts that end an answer; what is generated is cut before the first.
+    prediction_files: makes files for a benchmark's own programs, as
+      `prediction_files(examples, texts)` with a list of texts for each of the
+      examples: contents by file name, which may be in a folder.
   """
 
   name: str
@@ -83,6 +87,10 @@ class Task:
   text_fns: tuple[
       Callable[[Sequence[Judged]], Mapping[str, str]], ...] = ()
   token_fn: Callable[..., Iterator[Mapping[str, Sequence[int]]]] | None = None
+  stops: tuple[str, ...] = ()
+  prediction_files: Callable[
+      [Sequence[Example], Sequence[Sequence[str]]], Mapping[str, str]
+  ] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +116,10 @@ _registry: dict[str, str | Factory] = {
         "prompt_tuning.data.pretraining:docstring_span_corruption",
     "docstring_language_model":
         "prompt_tuning.data.pretraining:docstring_language_model",
+    **{name: f"prompt_tuning.data.code_tasks:{name}" for name in (
+        "mbpp", "cruxeval_input_prediction", "cruxeval_output_prediction")},
+    **{name: f"prompt_tuning.data.table_tasks:{name}" for name in (
+        "nlg_e2e", "nlg_webnlg", "nlg_dart")},
 }
 
 # Modules of published tasks. Each has the tables TASKS (name to factory) and

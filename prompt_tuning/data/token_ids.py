@@ -6,7 +6,7 @@ folder holds one `.npy` an array and `index.json` with the sha256 of each; it
 is there whole or not at all, and checked when read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -68,6 +68,20 @@ class Examples:
   def lengths(self, feature: str) -> np.ndarray:
     """The number of ids of every example, [N] int64."""
     return np.diff(self.arrays[f"{feature}_offsets"])
+
+  def select(self, indices: Sequence[int]) -> "Examples":
+    """Some of the examples, in the order of their indices."""
+    arrays = {}
+    for name in self.arrays:
+      if name.endswith("_offsets"):
+        continue
+      rows = Rows(self.arrays[name].dtype)
+      for index in indices:
+        start, end = self._span(name, index)
+        rows.append(self.arrays[name][start:end])
+      arrays[name], arrays[f"{name}_offsets"] = rows.flat()
+    return dataclasses.replace(
+        self, arrays=arrays, fingerprint=content_fingerprint(arrays))
 
   def original(self, index: int) -> dict[str, Any]:
     """The example as the task gave it; arrays have become lists."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from prompt_tuning.decoding import Cache, StepFn
 
@@ -24,6 +25,7 @@ class _State(NamedTuple):
   tokens: jax.Array  # [N, max_length] int32
   scores: jax.Array  # [N] float32
   ended: jax.Array  # [N] bool
+  stopping: jax.Array  # [N] int32, states of the stop table
   cache: Cache
 
 
@@ -36,6 +38,7 @@ def decode(
     max_length: int,
     eos_id: int,
     start_id: int | jax.Array = 0,
+    stop_table: np.ndarray | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Runs `step` until every row has ended or `max_length` is reached.
 
@@ -47,9 +50,10 @@ def decode(
     max_length: of the result; a row may be cut off there without `eos_id`.
     eos_id: ends a row; it is part of the row's tokens and score.
     start_id: fed first, not returned; one for all rows, or [N].
+    stop_table: of texts that end a row too, see `stops.stop_table`.
 
   Returns:
-    tokens: [N, max_length] int32, 0 after `eos_id`.
+    tokens: [N, max_length] int32, 0 after the row's end.
     scores: [N] float32, the sum of the model's log-probabilities of a row's
       tokens (of the logits as they come from `step`, whatever `choose` does).
   """
@@ -64,12 +68,17 @@ def decode(
     log_probs = jax.nn.log_softmax(logits)
     gained = jnp.take_along_axis(log_probs, chosen[:, None], axis=1)[:, 0]
     written = jnp.where(state.ended, 0, chosen)
+    ended, stopping = state.ended | (written == eos_id), state.stopping
+    if stop_table is not None:
+      stopping = jnp.asarray(stop_table)[stopping, chosen]
+      ended = ended | (stopping == stop_table.shape[0] - 1)
     return _State(
         position=state.position + 1,
         last=written,
         tokens=state.tokens.at[:, state.position].set(written),
         scores=state.scores + jnp.where(state.ended, 0.0, gained),
-        ended=state.ended | (written == eos_id),
+        ended=ended,
+        stopping=stopping,
         cache=new_cache)
 
   final = lax.while_loop(unfinished, advance, _State(
@@ -78,6 +87,7 @@ def decode(
       tokens=jnp.zeros((rows, max_length), jnp.int32),
       scores=jnp.zeros(rows, jnp.float32),
       ended=jnp.zeros(rows, bool),
+      stopping=jnp.zeros(rows, jnp.int32),
       cache=cache))
   return final.tokens, final.scores
 
@@ -96,6 +106,7 @@ def greedy(
     max_length: int,
     eos_id: int,
     start_id: int | jax.Array = 0,
+    stop_table: np.ndarray | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Takes the most likely token at every position.
 
@@ -106,11 +117,12 @@ def greedy(
     max_length: tokens to return for each row.
     eos_id: ends a row.
     start_id: fed first, not returned; one for all rows, or [B].
+    stop_table: see `decode`.
 
   Returns:
-    tokens: [B, max_length] int32, 0 after `eos_id`.
+    tokens: [B, max_length] int32, 0 after the row's end.
     scores: [B] float32, sums of log-probabilities.
   """
   return decode(
       step, cache, most_likely, rows=batch_size, max_length=max_length,
-      eos_id=eos_id, start_id=start_id)
+      eos_id=eos_id, start_id=start_id, stop_table=stop_table)

@@ -7,6 +7,7 @@ temperature, cut to the top k, cut to the top p of what top-k left.
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from prompt_tuning.decoding import Cache, StepFn, greedy
 from prompt_tuning.decoding import cache as caches
@@ -74,6 +75,7 @@ def sample(
     num_samples: int = 1,
     start_id: int | jax.Array = 0,
     batch_axis: int = 0,
+    stop_table: np.ndarray | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Draws each token from the model's processed distribution.
 
@@ -83,12 +85,13 @@ def sample(
   `num_samples` nor `max_length` change what a row draws. (Where the model's
   logits differ in their last bits between batch sizes, a draw may too. JAX's
   `rbg` keys do not give this independence; its default keys do.) Batches that
-  shall not repeat each other's draws need an `rng` each.
+  shall not repeat each other's draws need an `rng` each; with a key for every
+  row, its number has no part either, and rows may come in any order.
 
   Args:
     step: see the package's docstring; called with N = B * num_samples rows.
     cache: leaves with B rows.
-    rng: a JAX random key.
+    rng: a JAX random key, or one for each row: [B] keys.
     batch_size: B.
     max_length: tokens to return for each row.
     eos_id: ends a row.
@@ -99,10 +102,11 @@ def sample(
     num_samples: independent draws for each row.
     start_id: fed first, not returned; one for all rows, or [B].
     batch_axis: where the cache has its rows.
+    stop_table: see `greedy.decode`.
 
   Returns:
-    tokens: [B, num_samples, max_length] int32, 0 after `eos_id`, in the order
-      in which they were drawn.
+    tokens: [B, num_samples, max_length] int32, 0 after a row's end, in the
+      order in which they were drawn.
     scores: [B, num_samples] float32, sums of the model's own
       log-probabilities, before any processing. (T5X's default is after it.)
 
@@ -112,9 +116,9 @@ def sample(
   _check(temperature, top_k, top_p, num_samples)
   rows = batch_size * num_samples
   keys = jax.vmap(
-      lambda row: jax.random.fold_in(
-          jax.random.fold_in(rng, row // num_samples), row % num_samples)
-  )(jnp.arange(rows))
+      lambda key: jax.vmap(lambda number: jax.random.fold_in(key, number))(
+          jnp.arange(num_samples)))(_row_keys(rng, batch_size))
+  keys = keys.reshape(rows, *keys.shape[2:])
 
   def draw(logits, position):
     def draw_row(key, row):
@@ -127,10 +131,21 @@ def sample(
   tokens, scores = greedy.decode(
       step, caches.expand(cache, num_samples, batch_axis),
       greedy.most_likely if temperature < _MIN_TEMPERATURE else draw,
-      rows=rows, max_length=max_length, eos_id=eos_id, start_id=start_id)
+      rows=rows, max_length=max_length, eos_id=eos_id, start_id=start_id,
+      stop_table=stop_table)
   return (
       tokens.reshape(batch_size, num_samples, max_length),
       scores.reshape(batch_size, num_samples))
+
+
+def _row_keys(rng, batch_size: int):
+  """A key for each row; keys are arrays of numbers, or of a type of their own.
+  """
+  one = 0 if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else 1
+  if rng.ndim > one:
+    return rng
+  return jax.vmap(lambda row: jax.random.fold_in(rng, row))(
+      jnp.arange(batch_size))
 
 
 def _check(temperature, top_k, top_p, num_samples):

@@ -217,6 +217,18 @@ def make_predict_step(model) -> Callable[..., jax.Array]:
   return predict_step
 
 
+def make_decodes_step(model) -> Callable[..., jax.Array]:
+  """A function (trainable, frozen, batch, rng) -> tokens [B, D, U].
+
+  They are of the D hypotheses or samples of each example.
+  """
+
+  def decodes_step(trainable, frozen, batch, rng=None):
+    return model.decodes(state_lib.merge(trainable, frozen), batch, rng)[0]
+
+  return decodes_step
+
+
 def make_score_step(model) -> Callable[..., jax.Array]:
   """A function (trainable, frozen, batch) -> log-probabilities [B]."""
 

@@ -1,0 +1,183 @@
+"""Texts from tables and triples: E2E, WebNLG and DART, as LoRA's authors lay
+them out (Hu et al. 2021, arXiv 2106.09685).
+
+A folder has train_formatted.jsonl, dev_formatted.jsonl and
+test_formatted.jsonl, whose rows have `context`, `completion` and, for WebNLG,
+`cate`: whether the category occurs in training. The public files come into
+that layout by `python -m prompt_tuning.scripts.format_tables`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+import gin
+
+from prompt_tuning import errors
+from prompt_tuning.data import files, tasks, templates
+from prompt_tuning.metrics import bleu
+
+Row = dict[str, Any]
+
+FILES = {"train": "train_formatted.jsonl", "validation": "dev_formatted.jsonl",
+         "test": "test_formatted.jsonl"}
+
+# The ten categories of WebNLG 2017's training data.
+_SEEN = frozenset({
+    "Airport", "Astronaut", "Building", "City", "ComicsCharacter", "Food",
+    "Monument", "SportsTeam", "University", "WrittenWork"})
+
+
+# ------------------------------------------------------------------ the tasks
+
+
+@gin.configurable(module="table_tasks")
+def nlg_e2e(
+    folder: str | os.PathLike | None = None, template: str = "table"
+) -> tasks.Task:
+  """E2E NLG (Novikova et al. 2017): a restaurant from its attributes.
+
+  Args:
+    folder: see the module.
+    template: see `templates.Template`; has {context}.
+  """
+  return _task("nlg_e2e", folder, template)
+
+
+@gin.configurable(module="table_tasks")
+def nlg_webnlg(
+    folder: str | os.PathLike | None = None, template: str = "table"
+) -> tasks.Task:
+  """WebNLG 2017 (Gardent et al. 2017): a text of up to 7 triples.
+
+  Args:
+    folder: see the module.
+    template: see `templates.Template`; has {context}.
+  """
+  return _task("nlg_webnlg", folder, template)
+
+
+@gin.configurable(module="table_tasks")
+def nlg_dart(
+    folder: str | os.PathLike | None = None, template: str = "table"
+) -> tasks.Task:
+  """DART (Nan et al. 2021): a text of triples from many sources.
+
+  Args:
+    folder: see the module.
+    template: see `templates.Template`; has {context}.
+  """
+  return _task("nlg_dart", folder, template)
+
+
+def _task(name: str, folder, template: str) -> tasks.Task:
+  template = templates.Template(template, ["context"])
+
+  def examples(split: str) -> Iterator[dict[str, Any]]:
+    rows = [_example(row, template) for row in _read(name, folder, split)]
+    # Training is on every row: each reference is one more example.
+    return iter(rows if split == "train" else grouped(rows))
+
+  def fingerprint(split: str) -> str:
+    facts = [1, name, list(_read(name, folder, split)), template.fingerprint]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+  return tasks.Task(
+      name=name, examples=examples, splits=tuple(FILES),
+      metric_fns=(bleu.bleu,), postprocess_fn=_judged, fingerprint=fingerprint)
+
+
+def _example(row: Row, template: templates.Template) -> dict[str, Any]:
+  return {
+      "inputs": template.fill(row), "targets": f" {row['completion']}",
+      # What an encoder of instances reads (LOPA).
+      "encoder_text": row["context"], **row}
+
+
+def grouped(rows: Iterable[Row]) -> list[Row]:
+  """One row for all of one context, whose completions are its references.
+
+  Rows are in the order in which their contexts occur first.
+  """
+  found = {}
+  for row in rows:
+    first = found.setdefault(row["context"], {**row, "references": []})
+    first["references"].append(row["completion"])
+  return list(found.values())
+
+
+def hypothesis(text: str) -> str:
+  """What counts of a prediction: up to a blank line, on one line."""
+  return " ".join(text.strip().split("\n\n")[0].split("\n")).strip()
+
+
+def _judged(text: Any, example: tasks.Example, is_target: bool) -> Any:
+  if not is_target:
+    return hypothesis(text)
+  return example.get("references", [example["completion"]])
+
+
+def _read(name: str, folder, split: str) -> Iterator[Row]:
+  if folder is None or not os.path.isfile(
+      os.path.expanduser(os.path.join(folder, FILES[split]))):
+    where = "is not given" if folder is None else f"is not in {folder}"
+    raise errors.UserError(
+        f"{FILES[split]} of the task {name} {where}: make it of the public "
+        "file with `python -m prompt_tuning.scripts.format_tables` and give "
+        "its folder as NLG_FOLDER")
+  path = pathlib.Path(folder, FILES[split]).expanduser()
+  for number, row in files.json_rows(path):
+    for key in ("context", "completion"):
+      if not isinstance(row.get(key), str):
+        raise errors.UserError(
+            f"{path} line {number} has no text {key!r}: rows have a context "
+            "and a completion")
+    yield row
+
+
+# ----------------------------------------------------------- the public files
+
+
+def e2e_rows(lines: Iterable[str]) -> Iterator[Row]:
+  """Rows of E2E's lines, `name : The Mill | food : French||The Mill …`.
+
+  Raises:
+    UserError: a line without `||`.
+  """
+  for number, line in enumerate(lines, start=1):
+    if not line.strip():
+      continue
+    context, bars, text = line.partition("||")
+    if not bars:
+      raise errors.UserError(
+          f"line {number} has no '||' between a table and its text")
+    yield {"context": context.strip(), "completion": text.strip()}
+
+
+def webnlg_rows(content: Mapping[str, Any]) -> Iterator[Row]:
+  """Rows of WebNLG's JSON; only texts that its makers call good."""
+  for entry in content["entries"]:
+    for item in entry.values():
+      context = _joined(
+          (one["subject"], one["property"], one["object"])
+          for one in item["modifiedtripleset"])
+      for text in item["lexicalisations"]:
+        if text["comment"] == "good":
+          yield {"context": context, "completion": text["lex"],
+                 "cate": item["category"] in _SEEN}
+
+
+def dart_rows(content: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
+  """Rows of DART's JSON; relations are in lower case."""
+  for item in content:
+    context = _joined((subject, relation.lower(), object_)
+                      for subject, relation, object_ in item["tripleset"])
+    for text in item["annotations"]:
+      yield {"context": context, "completion": text["text"]}
+
+
+def _joined(triples: Iterable[tuple[str, str, str]]) -> str:
+  return " | ".join(" : ".join(triple) for triple in triples)

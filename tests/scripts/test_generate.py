@@ -1,0 +1,227 @@
+"""From tasks of code and tables to files, with a tiny random Llama.
+
+Oracles: the same model decoded by `infer`, one example at a time; what the
+benchmarks' own programs read.
+"""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from prompt_tuning.checkpoints import hugging_face
+from prompt_tuning.models import causal_lm, decoder_only
+from prompt_tuning.scripts import generate as script
+
+CONFIGS = "prompt_tuning/configs"
+MODEL = "models/causal_lm_from_checkpoint"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """A Hugging Face directory: random weights, a tokenizer of bytes."""
+  import tokenizers as library
+
+  folder = tmp_path_factory.mktemp("base")
+  tokenizer = library.Tokenizer(library.models.BPE())
+  tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(
+      add_prefix_space=False)
+  tokenizer.decoder = library.decoders.ByteLevel()
+  tokenizer.train_from_iterator(
+      ["def f(x):\n    return x + 1\n", "assert f(1) == 2\n[/ANSWER]\n"] * 9,
+      library.trainers.BpeTrainer(
+          vocab_size=300, special_tokens=["</s>"], show_progress=False,
+          initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet()))
+  tokenizer.save(str(folder / "tokenizer.json"))
+  (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+  config = causal_lm.Config(
+      tokenizer.get_vocab_size(), 8, 1, 2, 4, 16, max_positions=256)
+  shapes, _ = decoder_only.DecoderOnlyModel(
+      causal_lm.CausalLM(config), None).abstract()
+  draw = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.3, s.shape)
+      .astype(np.float32), shapes)
+  hugging_face.save(folder, params, config, "float32")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """A folder with small files of every task."""
+  folder = tmp_path_factory.mktemp("data")
+
+  def write(name, rows):
+    (folder / name).write_text(
+        "".join(json.dumps(row) + "\n" for row in rows))
+
+  write("mbpp.jsonl", [
+      {"task_id": f"MBPP/{i}", "prompt": f"\n\ndef f(x):\n  \"\"\"{'a' * i}\n",
+       "canonical_solution": f"  return x + {i}", "entry_point": "f",
+       "test": f"def check(f):\n  assert f(1) == {i + 1}\n"}
+      for i in range(20)])
+  write("cruxeval.jsonl", [
+      {"id": f"sample_{i}", "code": f"def f(x):\n    return x + {i}",
+       "input": "1", "output": str(i + 1)} for i in range(20)])
+  for name in ("train", "dev", "test"):
+    write(f"{name}_formatted.jsonl", [
+        {"context": f"x : is : {i // 2}", "completion": f"x is {i} .",
+         "cate": i < 6} for i in range(20)])
+  return folder
+
+
+@pytest.fixture(scope="module")
+def flags(base, data):
+  """Flags of a command from gin files of the package and macros."""
+  def make(*files, task="mbpp", **macros):
+    own = {"mbpp": {"MBPP_FILE": str(data / "mbpp.jsonl"), "TRAIN_ROWS": 8}}
+    crux = {"CRUXEVAL_FILE": str(data / "cruxeval.jsonl"), "TRAIN_ROWS": 8}
+    macros = own.get(task, crux if "crux" in task else {
+        "NLG_FOLDER": str(data)}) | {
+            "INITIAL_CHECKPOINT_PATH": str(base), "BATCH_SIZE": 8} | macros
+    return [*(f"--gin_file={CONFIGS}/{name}.gin" for name in files),
+            *(f"--gin.{name}={value!r}" for name, value in macros.items())]
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def trained(command, flags, tmp_path_factory):
+  """The folder of a run of MBPP."""
+  folder = tmp_path_factory.mktemp("run")
+  outcome = command("train", *flags(
+      f"{MODEL}_prompt", "runs/mbpp", TRAIN_EPOCHS=2, MODEL_DIR=str(folder),
+      TASK_FEATURE_LENGTHS={"inputs": 32, "targets": 16}))
+  assert outcome.status == 0, outcome.err
+  return folder, outcome
+
+
+def test_mbpp_trains_by_gin(trained):
+  folder, outcome = trained
+  rows = [json.loads(line) for line in open(folder / "train.jsonl")]
+  assert (folder / "prompt.npy").exists()
+  assert np.load(folder / "prompt.npy").shape == (10, 8)
+  assert any("loss" in json.dumps(row) for row in rows)
+
+
+LENGTHS = {"inputs": 32, "targets": 16}
+
+
+@pytest.fixture(scope="module")
+def generate(command, flags, trained, tmp_path_factory):
+  """Runs the command with the trained prompt."""
+  def run(task="mbpp", decoding="mbpp", **macros):
+    macros = {
+        "GENERATE_OUTPUT_DIR": str(tmp_path_factory.mktemp("generated")),
+        "PROMPT_FILE": str(trained[0] / "prompt.npy"), "PROMPT_LENGTH": 10,
+        "TASK_FEATURE_LENGTHS": LENGTHS, "BATCH_SIZE": 8} | macros
+    return command("generate", *flags(
+        f"{MODEL}_prompt", f"models/decoding/{decoding}", f"tasks/{task}",
+        "runs/generate", task=task, **macros))
+
+  return run
+
+
+def texts_of(outcome):
+  assert outcome.status == 0, outcome.err
+  rows = [json.loads(line) for line in open(outcome.result[0])]
+  return {row["index"]: row["texts"] for row in rows}
+
+
+def test_greedy_texts_are_those_of_infer(generate, trained, flags, command):
+  """Sorted, batched, cut at stops: as `infer` has them one at a time."""
+  found = texts_of(generate(decoding="greedy"))
+  infer = command("infer", *flags(
+      f"{MODEL}_prompt", "models/decoding/greedy", "tasks/mbpp",
+      "runs/prompt_infer", PROMPT_FILE=str(trained[0] / "prompt.npy"),
+      PROMPT_LENGTH=10, EVAL_SPLIT="test", TASK_FEATURE_LENGTHS=LENGTHS,
+      INFER_OUTPUT_DIR=str(trained[0] / "infer")))
+  assert infer.status == 0, infer.err
+  rows = [json.loads(line) for line in open(infer.result[0])]
+  assert found == {i: [row["prediction"]] for i, row in enumerate(rows)}
+  assert any(texts[0] for texts in found.values())
+
+
+@pytest.fixture(scope="module")
+def sampled(generate):
+  """Two samples of all problems, at a temperature that differs."""
+  return generate(NUM_SAMPLES=2, TEMPERATURE=1.5)
+
+
+def test_mbpp_writes_what_mxeval_reads(sampled):
+  texts = texts_of(sampled)
+  names = {path.rsplit("/", 1)[1]: path for path in sampled.result}
+  rows = [json.loads(line) for line in open(names["mbxp_solutions.json"])]
+  assert [row["task_id"] for row in rows] == [
+      f"MBPP/{i}" for i in range(8, 20) for _ in range(2)]
+  assert [row["completion"] for row in rows] == sum(
+      (texts[i] for i in range(12)), [])
+  assert len({row["completion"] for row in rows}) > 12
+
+
+def test_a_sample_does_not_depend_on_its_batch(generate, sampled):
+  """A part of the problems, in other batches, one sample of each."""
+  whole = texts_of(sampled)
+  part = texts_of(generate(TEMPERATURE=1.5, NUM_EXAMPLES=3, BATCH_SIZE=16))
+  assert part == {i: whole[i][:1] for i in (0, 4, 8)}
+  other = texts_of(generate(TEMPERATURE=1.5, NUM_EXAMPLES=3, RANDOM_SEED=1))
+  assert other != part
+
+
+def test_an_interrupted_run_goes_on(generate, sampled, tmp_path):
+  whole = open(sampled.result[0], "rb").read()
+  facts = open(sampled.result[1], "rb").read()
+  kept = whole.splitlines(keepends=True)
+  path = tmp_path / "mbpp-generations.jsonl"
+  path.write_bytes(b"".join(kept[:8]) + kept[8][:9])  # torn while written
+  (tmp_path / "mbpp-generations.json").write_bytes(facts)
+  again = generate(
+      NUM_SAMPLES=2, TEMPERATURE=1.5, GENERATE_OUTPUT_DIR=str(tmp_path))
+  assert again.status == 0 and "4 of 12 examples to go" in again.out
+  assert path.read_bytes() == whole
+  other = generate(
+      NUM_SAMPLES=2, TEMPERATURE=1.0, GENERATE_OUTPUT_DIR=str(tmp_path))
+  assert other.status == 2 and "another decoding" in other.err
+
+
+def test_stops_cut_what_is_generated(generate, sampled):
+  """A random model says anything: a letter is as good as a word."""
+  whole = texts_of(sampled)
+  stop = next(text[1] for texts in whole.values() for text in texts
+              if len(text) > 2)
+  found = texts_of(generate(NUM_SAMPLES=2, TEMPERATURE=1.5, STOPS=[stop]))
+  assert found == {
+      i: [text.split(stop)[0] for text in texts]
+      for i, texts in whole.items()}
+  assert found != whole
+
+
+@pytest.mark.parametrize("kind", ["input", "output"])
+def test_cruxeval(generate, kind):
+  outcome = generate(
+      f"cruxeval_{kind}", "cruxeval", NUM_EXAMPLES=2,
+      TASK_FEATURE_LENGTHS={"inputs": 96, "targets": 8})
+  texts_of(outcome)
+  names = {path.rsplit("/", 1)[1]: path for path in outcome.result}
+  raw = json.load(open(names["output_raw.json"]))
+  assert list(raw) == ["sample_8", "sample_14"]
+  assert all("[ANSWER]" in text for texts in raw.values() for text in texts)
+  assert json.load(open(names["references.json"]))["sample_8"] == [
+      "def f(x):\n    return x + 8", "1", "9"]
+
+
+def test_a_missing_file_and_too_long_texts_are_one_sentence(
+    generate, tmp_path):
+  missing = generate(MBPP_FILE=str(tmp_path / "none.jsonl"))
+  assert missing.status == 2
+  assert "mbpp_release_v1.jsonl" in missing.err
+  long = generate(TASK_FEATURE_LENGTHS={"inputs": 250, "targets": 16})
+  assert long.status == 2 and "256" in long.err
+  assert len(long.err.strip().splitlines()) == 1
+
+
+def test_examples_are_spread_over_the_split():
+  assert script.spread(10, 4).tolist() == [0, 2, 5, 7]
+  assert script.spread(3, 4).tolist() == script.spread(3, None).tolist() == [
+      0, 1, 2]
