@@ -27,6 +27,7 @@ setuptools.setup(
     python_requires=">=3.11,<3.14",
     install_requires=[
         "absl-py>=2.1",
+        "autopep8>=2,<3",  # MBPP's stage 2 for Llama-3-8B, as in the original
         "flax>=0.12,<0.13",
         "gguf>=0.17,<1",
         "gin-config>=0.5",
@@ -39,6 +40,7 @@ setuptools.setup(
         "numpy>=1.26",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
+        "parso>=0.8,<1",  # statements in generated code, which may be broken
         "rich>=13",
         "sacrebleu>=2.3,<3",
         "safetensors>=0.5",
