@@ -70,7 +70,8 @@ def open_base(path: str | os.PathLike) -> checkpoints.BaseWeights:
 
 
 def load_base(
-    path: str | os.PathLike, abstract: Mapping, dtype=None
+    path: str | os.PathLike, abstract: Mapping, dtype=None,
+    partial: bool = False,
 ) -> dict:
   """Loads the base model's parameters.
 
@@ -84,6 +85,8 @@ def load_base(
       Stacked layers (`encoder/layers/…`, leading axis L) are put together from
       the file's `layers_0`, `layers_1`, ….
     dtype: for all floating parameters; each leaf's own if None.
+    partial: whether the file may well have more than is wanted, such as a
+      head; there is no warning then.
 
   Returns:
     The same tree of `jax.Array`.
@@ -94,7 +97,7 @@ def load_base(
   """
   weights = open_base(path)
   wanted = flax.traverse_util.flatten_dict(abstract, sep="/")
-  sources = _match(weights, wanted)
+  sources = _match(weights, wanted, partial)
   loaded = {}
   # Largest first: what a large array needs besides its result while it is
   # read does not come on top of all the others.
@@ -157,7 +160,7 @@ def fingerprint(path: str | os.PathLike) -> str:
 # ---------------------------------------- what is wanted against what is there
 
 
-def _match(weights, wanted: Mapping) -> dict[str, list[str]]:
+def _match(weights, wanted: Mapping, partial: bool) -> dict[str, list[str]]:
   """For each wanted path, the file's arrays it is made of; checks them all."""
   sources = {
       name: _sources(weights.arrays, name, leaf)
@@ -173,7 +176,7 @@ def _match(weights, wanted: Mapping) -> dict[str, list[str]]:
         "right one for this checkpoint?")
   _refuse_other_shapes(weights, wanted, sources)
   strange = [n for n in unused if "prompt" not in n] + list(weights.unknown)
-  if strange:
+  if strange and not partial:
     logging.warning(
         "%s has %d arrays that the model does not use: %s.", weights.path,
         len(strange), checkpoints.names(strange))

@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from prompt_tuning import checkpoints, errors
-from prompt_tuning.checkpoints import base
+from prompt_tuning.checkpoints import base, families
 from prompt_tuning.models import causal_lm
 
 # How a model is run, and how long a text may be: the user's to choose.
@@ -44,11 +44,17 @@ def causal_lm_config(
   """
   weights = base.open_base(path)
   stated = getattr(weights, "config", None)
-  if stated is None or "num_encoder_layers" in stated:
+  if stated is None or not _is_decoder_only(weights):
     raise errors.UserError(
         f"{path} is not a decoder-only model with a config.json, or a GGUF "
-        "file: for a T5 take its own file of prompt_tuning/configs/models.")
+        "file: for a T5 or a RoBERTa take its own file of "
+        "prompt_tuning/configs/models.")
   return causal_lm.Config(**stated, **running)
+
+
+def _is_decoder_only(weights: checkpoints.BaseWeights) -> bool:
+  family = families.of_type(weights.family, weights.path)
+  return family.Config is causal_lm.Config
 
 
 def check(weights: checkpoints.BaseWeights, config: Any) -> None:

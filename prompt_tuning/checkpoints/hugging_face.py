@@ -65,7 +65,7 @@ class HuggingFaceWeights(checkpoints.BaseWeights):
     file = os.path.join(self.path, "config.json")
     with checkpoints.reading(file):
       content = _read_json(file)
-      family = families.of_type(content.get("model_type"), file)
+      family = families.of_config(content, file)
       self.config = family.read_config(config_json.ConfigJson(file, content))
     self.family = family.MODEL_TYPES[0]
     _refuse_quantised(file, content)

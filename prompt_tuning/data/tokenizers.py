@@ -1,4 +1,4 @@
-"""Tokenizers of decoder-only models: tokenizer.json, and GGUF's own.
+"""Tokenizers of Hugging Face's folders, and GGUF's own.
 
 Both are run by the `tokenizers` package. Which ids end, begin or pad a text
 comes from the files beside the tokenizer, or from the user; what no file says
@@ -6,7 +6,7 @@ is asked for, not guessed. Only the padding may be missing: masks come from
 positions, so that 0, whatever token that is, serves as well.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import contextlib
 import functools
 import hashlib
@@ -16,9 +16,12 @@ import pathlib
 from typing import Any
 
 from prompt_tuning import errors
-from prompt_tuning.data import vocabularies
+from prompt_tuning.data import vocab_files, vocabularies
 
 _SPECIAL = ("bos", "eos", "pad", "unk")
+
+# BERT begins and ends a text with tokens of other names.
+_OTHER_NAMES = {"bos": "cls", "eos": "sep"}
 
 # What in a tokenizer.json has no say in the ids of a text.
 _NOT_IDS = ("version", "truncation", "padding", "decoder", "post_processor")
@@ -68,6 +71,16 @@ class TokenizersVocabulary(vocabularies.Vocabulary):
     """The ids of a text behind what the tokenizer begins every text with."""
     return [*self._prefix, *self.encode(text)]
 
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` of many texts, on all cores."""
+    return [found.ids for found in self._tokenizer.encode_batch(
+        list(texts), add_special_tokens=False)]
+
+  @functools.cached_property
+  def frame(self) -> tuple[list[int], list[int]]:
+    """What the files put in front of a single text and behind it."""
+    return self._own_prefix(), []
+
   def decode(self, ids: Iterable[int]) -> str:
     """The text before the first end-of-sequence, without special tokens.
 
@@ -93,6 +106,8 @@ class TokenizersVocabulary(vocabularies.Vocabulary):
       UserError: if no file names it.
     """
     found = self._special("eos")
+    if found is None and self.frame[1]:
+      return self.frame[1][-1]
     if found is None:
       raise errors.UserError(
           f"no file says which token ends a sequence of {self.path}: set its "
@@ -177,11 +192,14 @@ class TokenizerJson(TokenizersVocabulary):
 
   @functools.cached_property
   def _file(self) -> str:
+    """tokenizer.json, or the first of the files that stand for it."""
     if not os.path.isdir(self.path):
       return self.path
     file = os.path.join(self.path, "tokenizer.json")
     if os.path.isfile(file):
       return file
+    if parts := vocab_files.parts(self.path):
+      return parts[0]
     if os.path.isfile(os.path.join(self.path, "tokenizer.model")):
       raise errors.UserError(
           f"{self.path} has no tokenizer.json, but a SentencePiece model: use "
@@ -195,6 +213,8 @@ class TokenizerJson(TokenizersVocabulary):
   def _tokenizer(self):
     import tokenizers
 
+    if os.path.basename(self._file) in ("vocab.txt", "vocab.json"):
+      return self._of_parts()
     try:
       content = pathlib.Path(self._file).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -208,6 +228,12 @@ class TokenizerJson(TokenizersVocabulary):
     tokenizer.no_padding()
     return tokenizer
 
+  def _of_parts(self):
+    settings, _, model = self._configs
+    with _understood(self._file):
+      return vocab_files.build(
+          vocab_files.parts(os.path.dirname(self._file)), model, settings)
+
   @functools.cached_property
   def _configs(self) -> list[dict[str, Any]]:
     """The files beside the tokenizer, the first to be asked first."""
@@ -220,22 +246,38 @@ class TokenizerJson(TokenizersVocabulary):
     *named, model = self._configs
     found = {}
     for name in _SPECIAL:
-      tokens = [_token_text(config.get(f"{name}_token")) for config in named]
+      names = [name, *filter(None, [_OTHER_NAMES.get(name)])]
+      tokens = [_token_text(config.get(f"{name}_token"))
+                for name in names for config in named]
       number = model.get(f"{name}_token_id")  # a list: any of them ends it
       tokens.append(number if type(number) is int and number >= 0 else None)
       found[name] = next((t for t in tokens if t is not None), None)
     return found
+
+  @functools.cached_property
+  def frame(self) -> tuple[list[int], list[int]]:
+    """What the tokenizer's own template puts around a text.
+
+    The end-of-sequence is also behind it if tokenizer_config.json says so.
+    """
+    plain = self.encode("a")
+    whole = self._tokenizer.encode("a", add_special_tokens=True).ids
+    starts = (i for i in range(len(whole))
+              if plain and whole[i:i + len(plain)] == plain)
+    start = next(starts, None)
+    if start is None:
+      return [], []
+    suffix = whole[start + len(plain):]
+    if not suffix and self._configs[0].get("add_eos_token"):
+      suffix = [self.eos_id]
+    return whole[:start], suffix
 
   def _own_prefix(self) -> list[int]:
     """What the tokenizer's own template puts in front.
 
     Libraries differ in whether tokenizer_config.json overrules the template.
     """
-    plain = self.encode("a")
-    whole = self._tokenizer.encode("a", add_special_tokens=True).ids
-    starts = (i for i in range(len(whole))
-              if plain and whole[i:i + len(plain)] == plain)
-    prefix = whole[:next(starts, 0)]
+    prefix = self.frame[0]
     asked = self._configs[0].get("add_bos_token")
     if asked is not None and bool(asked) != bool(prefix):
       raise errors.UserError(

@@ -1,5 +1,7 @@
 """Self-attention of decoder-only models, with a door for keys and values.
 
+Text encoders run it with a mask of padding alone.
+
 A prefix stands before the text of every layer: keys and values that all
 examples share, or each example's own. It comes from prefix tuning, or from a
 prompt that was run once for the whole batch.

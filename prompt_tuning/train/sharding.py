@@ -38,6 +38,7 @@ LOGICAL_AXIS_RULES: Rules = (
     ("layers", None),
     ("stack", None),
     ("length", None),
+    ("token_types", None),
     ("prompt", None),
     ("prompt_embed", None),
     ("prompt_hidden", None),

@@ -98,7 +98,8 @@ def close(ours, theirs):
 def test_all_families_are_compared(causal_lm_maker):
   assert set(CASES) == set(causal_lm_maker.CASES)
   kinds = {kind for kind, _ in causal_lm_maker.CASES.values()}
-  assert kinds | {"t5"} == {f.MODEL_TYPES[0] for f in families.ALL}
+  others = {"t5", *(f.MODEL_TYPES[0] for f in families.ENCODERS)}
+  assert kinds | others == {f.MODEL_TYPES[0] for f in families.ALL}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -325,7 +326,7 @@ def test_sizes_that_config_json_leaves_out():
     ({"model_type": "phi", "qk_layernorm": True}, "qk_layernorm True"),
     ({"model_type": "phi", "partial_rotary_factor": 0.6}, "even number"),
     ({"model_type": "mamba"}, "'mamba': only t5, mt5, gpt2, llama, phi, phi3, "
-     "codegen, bloom can be read")])
+     "codegen, bloom, bert, roberta, codesage can be read")])
 def test_what_is_not_implemented_is_refused(changes, sentence):
   with pytest.raises(UserError, match=f"config.json .*{sentence}") as told:
     config_of(**LLAMA | changes)

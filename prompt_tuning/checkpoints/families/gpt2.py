@@ -75,11 +75,12 @@ def weight_map(config: causal_lm.Config, content) -> weights.Map:
       "decoder/decoder_norm", "transformer.ln_f", width, True)
   found |= weights.logits(config)
   for n in range(config.num_layers):
-    found |= _layer(config, f"decoder/layers_{n}", f"transformer.h.{n}")
+    found |= layer(config, f"decoder/layers_{n}", f"transformer.h.{n}")
   return found
 
 
-def _layer(config: causal_lm.Config, ours: str, theirs: str) -> weights.Map:
+def layer(config, ours: str, theirs: str) -> weights.Map:
+  """One block, of a decoder-only model or of an encoder (CodeSage)."""
   width, hidden = config.embed_dim, config.mlp_dim
   heads = config.num_heads * config.head_dim
   found = weights.norm(
