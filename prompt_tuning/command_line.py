@@ -28,7 +28,8 @@ PACKAGE = pathlib.Path(__file__).parent
 # Later files win, so a file must come after those that it refines.
 _ORDER = (
     ("models", "a model"), ("prompts", "a prompt"),
-    ("models/sizes", "a size"), ("models/decoding", "a decoding"),
+    ("encoders", "an encoder"), ("models/sizes", "a size"),
+    ("models/decoding", "a decoding"),
     ("runs", "a run"))
 
 
@@ -190,7 +191,7 @@ def _check_order(files: Sequence[str], search: Sequence[str]):
       raise errors.UserError(
           f"Move --gin_file={file} before --gin_file={latest_file}: "
           f"{_ORDER[rank][1]} file sets what {_ORDER[latest][1]} file after "
-          "it refines (order: models, prompts, models/sizes, "
+          "it refines (order: models, prompts, encoders, models/sizes, "
           "models/decoding, runs).")
     latest, latest_file = rank, file
 

@@ -197,6 +197,7 @@ def test_size_before_its_template(command, empty_folder):
     ("runs/prompt_finetune", "models/t5_1_1_default_prompt"),
     ("runs/prompt_finetune", "prompts/from_class_labels"),
     ("prompts/from_class_labels", "models/t5_1_1_default_prompt"),
+    ("encoders/minilm_l6", "prompts/from_class_labels"),
     ("models/decoding/beam_search", "models/sizes/small"),
     ("runs/prompt_finetune", "models/decoding/beam_search")])
 def test_order_rule(command, empty_folder, later, earlier):
@@ -206,7 +207,8 @@ def test_order_rule(command, empty_folder, later, earlier):
   assert found.startswith(
       f"Move --gin_file={CONFIGS}/{earlier}.gin before "
       f"--gin_file={CONFIGS}/{later}.gin")
-  assert "order: models, prompts, models/sizes, models/decoding, runs" in found
+  assert ("order: models, prompts, encoders, models/sizes, models/decoding, "
+          "runs") in found
 
 
 def test_order_rule_knows_where_a_file_lies(command, empty_folder):

@@ -137,11 +137,18 @@ def _files(path: str, family: types.ModuleType) -> dict[str, set[str]]:
 def _no_safetensors(path: str, family: types.ModuleType) -> str:
   if any(os.path.exists(os.path.join(path, name))
          for name in ("pytorch_model.bin", "pytorch_model.bin.index.json")):
+    how = (
+        f"transformers is installed: {family.AUTO_CLASS}.from_pretrained("
+        f"{path!r}).save_pretrained({path + '-safetensors'!r})")
+    if family is families.codesage:  # transformers would run code beside it
+        pickle = os.path.join(path, "pytorch_model.bin")
+        file = os.path.join(path, "model.safetensors")
+        how = (
+            "torch is installed: safetensors.torch.save_file("
+            f"torch.load({pickle!r}, weights_only=True), {file!r})")
     return (
         f"{path} has its weights only in pytorch_model.bin, a pickle, which is "
-        "never read; convert it once where transformers is installed: "
-        f"{family.AUTO_CLASS}.from_pretrained({path!r})"
-        f".save_pretrained({path + '-safetensors'!r}).")
+        f"never read; convert it once where {how}.")
   return (f"{path} has no weights: neither model.safetensors nor "
           "model.safetensors.index.json is there; copy them beside "
           "config.json.")

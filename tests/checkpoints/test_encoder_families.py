@@ -281,6 +281,14 @@ def test_an_encoder_is_no_decoder_only_model(tmp_path, write):
     base_config.causal_lm_config(tmp_path)
 
 
+def test_codesage_is_published_as_a_pickle(tmp_path):
+  """Its conversion must not run the code that is beside it."""
+  (tmp_path / "config.json").write_text(json.dumps(CODESAGE))
+  (tmp_path / "pytorch_model.bin").write_bytes(b"")
+  with pytest.raises(UserError, match="save_file.torch.load.*weights_only"):
+    base.open_base(tmp_path)
+
+
 def test_texts_longer_than_the_positions(tmp_path, write):
   write(tmp_path, "roberta")
   module, params = load(tmp_path)
