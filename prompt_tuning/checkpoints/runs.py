@@ -11,7 +11,7 @@ of it is on the disk, and it is held against that manifest before it is used.
 """
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import hashlib
 import json
@@ -45,6 +45,8 @@ _NAME = re.compile(r"checkpoint_(\d+)")
 _LEFTOVER = re.compile(r"checkpoint_\d+(\.discarded)?\.tmp")
 # Other processes wait this long for the slowest one's disk.
 _BARRIER_SECONDS = 1200
+# Times that the folder of a failed save is tried to be removed.
+_REMOVALS = 20
 # What process 0 tells the others when there is no step to restore.
 _NOTHING, _NOTHING_GOOD = -1, -2
 
@@ -84,7 +86,7 @@ class RunCheckpoints:
     self.directory = os.path.abspath(directory)
     self._keep = keep
     self._read_only = read_only
-    self._writer = None  # orbax, made at the first save: its import is slow.
+    self._writer = None  # orbax's, made when needed: its import is slow.
     self._thread: threading.Thread | None = None
     self._error: Exception | None = None
     self._verified: set[int] = set()  # Steps that this object found intact.
@@ -92,6 +94,8 @@ class RunCheckpoints:
       self._prepare()
 
   def __enter__(self) -> "RunCheckpoints":
+    if not self._read_only:
+      self._prepare_writer()  # not at the first save, which a step waits for
     return self
 
   def __exit__(self, *exception) -> None:
@@ -105,7 +109,10 @@ class RunCheckpoints:
       return []
     return sorted(int(m[1]) for m in map(_NAME.fullmatch, names) if m)
 
-  def save(self, step: int, state: Any, position: Mapping[str, Any]) -> None:
+  def save(
+      self, step: int, state: Any, position: Mapping[str, Any],
+      also: Callable[[], None] | None = None,
+  ) -> None:
     """Copies the state to the host; the files are written in the background.
 
     The state may be donated or overwritten as soon as this returns. Waits for
@@ -117,6 +124,9 @@ class RunCheckpoints:
       state: pytree of arrays and numbers; jax arrays with any sharding.
       position: what else is needed to go on (data position, seed), as JSON
         holds it; process 0's is taken.
+      also: writes what else belongs to this step. Process 0 calls it in the
+        background before the checkpoint takes its name, so that a kill never
+        leaves the checkpoint without it.
 
     Raises:
       UserError: if this save or the one before could not be written.
@@ -141,7 +151,7 @@ class RunCheckpoints:
       self._abandon(step)
       raise self._explained(error, step) from error
     self._thread = threading.Thread(
-        target=self._finish, args=(step, content), name="checkpoint")
+        target=self._finish, args=(step, content, also), name="checkpoint")
     self._thread.start()
 
   def wait(self) -> None:
@@ -218,6 +228,10 @@ class RunCheckpoints:
           f"cannot write checkpoints into {self.directory!r}: "
           f"{why_not_written(error)}") from error
 
+  def _prepare_writer(self) -> None:
+    if self._writer is None:
+      self._writer = _orbax_writer()
+
   def _is_intact(self, step: int) -> bool:
     return (os.path.lexists(self._folder(step))
             and damage(self._folder(step)) is None)
@@ -230,16 +244,20 @@ class RunCheckpoints:
       # Not makedirs: a folder that vanished under a run is an error to show,
       # for the earlier checkpoints are gone with it.
       os.mkdir(temporary)
-    if self._writer is None:
-      self._writer = _orbax_writer()
+    self._prepare_writer()
     self._writer.save(
         os.path.join(temporary, _STATE), args=_orbax_tree(arrays))
 
-  def _finish(self, step: int, content: dict[str, Any]) -> None:
+  def _finish(
+      self, step: int, content: dict[str, Any],
+      also: Callable[[], None] | None,
+  ) -> None:
     """The background half of a save; keeps its error for `wait`."""
     try:
       self._writer.wait_until_finished()
       if jax.process_index() == 0:
+        if also is not None:
+          also()
         self._seal(step, content)
     except Exception as error:  # orbax raises disk errors as any type
       self._abandon(step)
@@ -279,7 +297,12 @@ class RunCheckpoints:
   def _abandon(self, step: int) -> None:
     """Removes what a failed save left; a full disk needs the room."""
     if jax.process_index() == 0:
-      _remove(self._folder(step) + ".tmp")
+      folder = self._folder(step) + ".tmp"
+      for _ in range(_REMOVALS):  # orbax's other threads may still write
+        _remove(folder)
+        if not os.path.lexists(folder):
+          break
+        time.sleep(0.1)
 
   def _explained(self, error: Exception, step: int) -> UserError:
     """The sentence for a failed save, which says what still stands."""
@@ -376,6 +399,17 @@ def read(folder: str | os.PathLike) -> dict[str, np.ndarray]:
       dict.fromkeys(names, np.empty(0)))
 
 
+def on_host(array: Any) -> np.ndarray:
+  """An array on the host, gathered if other processes hold parts of it.
+
+  On a CPU it may be the device's own buffer, and not a copy.
+  """
+  if (isinstance(array, jax.Array) and not array.is_fully_addressable
+      and not array.is_fully_replicated):
+    array = multihost_utils.process_allgather(array, tiled=True)
+  return np.asarray(array)
+
+
 def save_numpy(
     directory: str | os.PathLike, step: int, arrays: Mapping[str, Any]
 ) -> str:
@@ -397,7 +431,7 @@ def save_numpy(
   Raises:
     UserError: if it cannot be written.
   """
-  values = {path: _whole(array) for path, array in arrays.items()}
+  values = {path: on_host(array) for path, array in arrays.items()}
   parent = os.path.join(os.path.abspath(directory), "numpy_checkpoints")
   folder = os.path.join(parent, f"checkpoint_{step}")
   if jax.process_index() != 0:
@@ -462,14 +496,6 @@ def _signature(leaf: Any) -> list:
   if not hasattr(leaf, "dtype"):
     leaf = np.asarray(leaf)
   return [list(leaf.shape), str(leaf.dtype)]
-
-
-def _whole(array: Any) -> np.ndarray:
-  """An array on the host, gathered if other processes hold parts of it."""
-  if (isinstance(array, jax.Array) and not array.is_fully_addressable
-      and not array.is_fully_replicated):
-    array = multihost_utils.process_allgather(array, tiled=True)
-  return np.asarray(array)
 
 
 def _check_same_arrays(

@@ -1,7 +1,8 @@
 """The contenders of `scripts.benchmark`: a step of ours, PEFT's, transformers'.
 
 Each contender is a pair of functions: one builds what is timed and gives a
-function without arguments, the other gives a product of matrices in the same
+function without arguments (which may give the seconds that count, if not all of
+them do), the other gives a product of matrices in the same
 library and dtype.
 """
 
@@ -32,11 +33,19 @@ def decoding(targets: int | None):
   return _contenders({"ours": _our_decoding, "transformers": _hf_decoding})
 
 
+def saving(targets: int | None):
+  """What a training step waits for at a save; `targets` is not used."""
+  del targets
+  return {"ours, float32": (
+      _our_save, functools.partial(_our_matmul, "float32"))}
+
+
 SETTINGS = {
     "t5": t5,
     "causal_200": functools.partial(causal, 4, 210, 200),
     "causal_20": functools.partial(causal, 8, 128, 20),
     "decode": decoding,
+    "save": saving,
 }
 
 
@@ -276,5 +285,49 @@ def _hf_decoding(dtype: str):
         ids, attention_mask=torch.ones_like(ids), do_sample=False,
         min_new_tokens=_DECODE["tokens"], max_new_tokens=_DECODE["tokens"],
         eos_token_id=None, pad_token_id=0)
+
+  return run
+
+
+# -------------------------------------------------------------------- a save
+
+
+def _our_save():
+  """A save of a prompt of [100, 768] under Adafactor, as `train.loop` does."""
+  import tempfile
+  import time
+  import types
+
+  import jax.numpy as jnp
+
+  from prompt_tuning.checkpoints import runs
+  from prompt_tuning.train import adafactor, exporting, settings
+  from prompt_tuning.train import step as step_lib
+
+  trainable = {"encoder": {"prompt": {"prompt": {
+      "prompt": jnp.ones((100, 768))}}}}
+  optimizer = adafactor.Adafactor(
+      LEARNING_RATE, multiply_by_parameter_scale=False)
+  model = types.SimpleNamespace(
+      module=types.SimpleNamespace(prompt_factory=None), delta=None)
+  weights = types.SimpleNamespace(base_name="base", base_fingerprint="0" * 64)
+  dataset = settings.DatasetConfig(
+      "task", {"inputs": 128, "targets": 8}, split="train", batch_size=8)
+  folder = tempfile.TemporaryDirectory(dir=".", prefix=".benchmark-")
+  checkpoints = runs.RunCheckpoints(folder.name).__enter__()
+  number = 0
+
+  def run():
+    nonlocal number
+    number += 1
+    state = step_lib.TrainState(
+        jnp.int32(number), trainable, optimizer.init(trainable))
+    start = time.perf_counter()
+    checkpoints.save(number, state, {"data": {}}, exporting.writer(
+        folder.name, number, model, state.trainable, weights, None, dataset,
+        {}, {}))
+    seconds = time.perf_counter() - start
+    checkpoints.wait()
+    return seconds
 
   return run

@@ -1,6 +1,6 @@
 """What a run leaves for others: prompts with cards, adapters, whole models."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import json
 import os
@@ -32,85 +32,104 @@ def write_configuration(model_dir: str):
         json.dumps(versions.installed(), indent=2).encode())
 
 
-def write_trained(
+def writer(
     folder: str, step: int, model, trainable, weights, base_path: str | None,
     dataset: settings.DatasetConfig, results: Mapping[str, float],
     more: Mapping[str, Any],
-):
-  """Writes what was trained in each form that others read.
+) -> Callable[[], None]:
+  """Copies what was trained to the host, for forms that others read.
+
+  All processes call it, process 0 calls what it gives. That may run in the
+  background: disks are slow, and the next step overwrites the trained arrays.
 
   Args:
     folder: of the run.
     step: the run's.
     model: what the trained tree belongs to.
     trainable: the trained tree.
-    weights: see `write_prompts`.
-    base_path: see `write_adapter`.
-    dataset: see `write_prompts`.
-    results: see `write_prompts`.
-    more: see `write_prompts`.
+    weights: see `prompt_writer`.
+    base_path: see `adapter_writer`.
+    dataset: see `prompt_writer`.
+    results: see `prompt_writer`.
+    more: see `prompt_writer`.
+
+  Returns:
+    A function that writes it.
   """
-  write_prompts(
-      folder, step, folding.fold(model.module, trainable), weights, dataset,
-      results, more)
-  write_adapter(folder, model, trainable, base_path)
+  writers = (
+      prompt_writer(
+          folder, step, folding.fold(model.module, trainable), weights,
+          dataset, results, more),
+      adapter_writer(folder, model, trainable, base_path))
+
+  def write():
+    for one in writers:
+      one()
+
+  return write
 
 
-def write_prompts(
+def prompt_writer(
     folder: str, step: int, trainable, weights,
     dataset: settings.DatasetConfig, results: Mapping[str, float],
     more: Mapping[str, Any],
-):
-  """Writes trained prompts as `.npy`, the newest one with its card.
+) -> Callable[[], None]:
+  """Trained prompts to be written as `.npy`, the newest one with its card.
 
   Args:
     folder: of the run.
     step: the run's.
-    trainable: the trained tree; one without prompts writes nothing.
+    trainable: the trained tree; without prompts nothing will be written.
     weights: `setup.Weights`, where the base came from.
     dataset: what it was trained on.
     results: metrics of the last evaluation.
     more: settings to have on the card besides the dataset's.
   """
-  prompts = _prompts_in(trainable)
+  prompts = _copied(_prompts_in(trainable))
   if not prompts:
-    return
-  runs.save_numpy(folder, step, prompts)
+    return lambda: None
   only = list(prompts.values())
-  name, fingerprint = weights.base_name, weights.base_fingerprint
-  table = state_lib.flatten(trainable).get(base.EMBEDDING)
-  if table is not None:  # the base was trained too; the prompt is for that one
-    name, fingerprint = MODEL_FOLDER, card.fingerprint(_on_host(table))
-  if jax.process_index() == 0 and len(only) == 1 and only[0].ndim == 2:
-    path = os.path.join(folder, "prompt.npy")
-    npy.write(path, np.asarray(only[0]))
-    card.write_card(
-        path, base_model=name, base_fingerprint=fingerprint,
-        task=inputs.task_name(dataset), metric=dict(results), step=step,
-        settings={"batch_size": dataset.batch_size,
-                  "task_feature_lengths": dict(dataset.task_feature_lengths),
-                  **more})
+  table = _copied(state_lib.flatten(trainable).get(base.EMBEDDING))
+  metric = dict(results)
+
+  def write():
+    name, fingerprint = weights.base_name, weights.base_fingerprint
+    if table is not None:  # the base was trained too; it is that one's prompt
+      name, fingerprint = MODEL_FOLDER, card.fingerprint(table)
+    runs.save_numpy(folder, step, prompts)
+    if len(only) == 1 and only[0].ndim == 2:
+      path = os.path.join(folder, "prompt.npy")
+      npy.write(path, only[0])
+      card.write_card(
+          path, base_model=name, base_fingerprint=fingerprint,
+          task=inputs.task_name(dataset), metric=metric, step=step,
+          settings={"batch_size": dataset.batch_size,
+                    "task_feature_lengths": dict(dataset.task_feature_lengths),
+                    **more})
+
+  return write
 
 
-def write_adapter(folder: str, model, trainable, base_path: str | None):
-  """Writes a trained LoRA or (IA)3 as a PEFT directory.
+def adapter_writer(
+    folder: str, model, trainable, base_path: str | None
+) -> Callable[[], None]:
+  """A trained LoRA or (IA)3 to be written as a PEFT directory.
 
   Args:
     folder: of the run.
     model: has the `delta` and the module's config.
-    trainable: the trained tree; one without a delta's parameters writes
-      nothing, since the delta is then not this run's.
-    base_path: the base's; a model trained from scratch writes nothing.
+    trainable: the trained tree; without a delta's parameters nothing will be
+      written, since the delta is then not this run's.
+    base_path: the base's; a model trained from scratch has no adapter.
   """
-  if model.delta is None or not base_path:
-    return
   scope = "lora" if isinstance(model.delta, lora.Lora) else "ia3"
   flat = {path: value for path, value in state_lib.flatten(trainable).items()
           if f"/{scope}/" in path}
-  if not flat:
-    return
-  flat = _on_host(flat)
-  if jax.process_index() == 0:
+  if model.delta is None or not base_path or not flat:
+    return lambda: None
+  flat = _copied(flat)
+
+  def write():
     weights = base.open_base(base_path)
     if getattr(weights, "config", None) is None:  # T5X's do not say
       weights = types.SimpleNamespace(
@@ -120,6 +139,8 @@ def write_adapter(folder: str, model, trainable, base_path: str | None):
         state_lib.unflatten(flat), peft.Base.of(weights), scope.upper(),
         model.delta)
     peft.save(adapter, os.path.join(folder, ADAPTER_FOLDER))
+
+  return write
 
 
 def write_model(folder: str, model, params):
@@ -144,8 +165,9 @@ def _prompts_in(params) -> dict[str, Any]:
 
 def _on_host(tree):
   """Whole arrays, wherever their parts are; all processes call it."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  from jax.experimental import multihost_utils
+  return jax.tree.map(runs.on_host, tree)
 
-  return multihost_utils.process_allgather(tree, tiled=True)
+
+def _copied(tree):
+  """`_on_host` for what is read when a later step may have overwritten it."""
+  return jax.tree.map(lambda x: np.array(runs.on_host(x)), tree)

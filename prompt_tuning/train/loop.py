@@ -149,11 +149,10 @@ def train(
       at = int(state.step)
       checkpoints.save(at, state, {
           "data": data.get_state(), "results": results,
-          "unlogged": averages.unlogged(), **identity})
-      exporting.write_trained(
-          model_dir, at, model, state.trainable, weights,
-          restore_checkpoint_cfg.path, train_dataset_cfg, results,
-          {"total_steps": total_steps})
+          "unlogged": averages.unlogged(), **identity}, exporting.writer(
+              model_dir, at, model, state.trainable, weights,
+              restore_checkpoint_cfg.path, train_dataset_cfg, results,
+              {"total_steps": total_steps}))
 
     while first_step < total_steps:  # a run that is done is only evaluated
       batch = sharding.put_batch(next(data), mesh)

@@ -1,5 +1,6 @@
 """How far the members of a sweep have come: logs, averages, evaluations."""
 
+from collections.abc import Callable
 import contextlib
 import os
 from typing import Any
@@ -98,17 +99,24 @@ class Progress:
         self._results[k] |= {"training loss": averages["loss"]}
     comparison.draw(self._dir, self._folders)
 
-  def export(
+  def writer(
       self, step: int, trainable, weights, base_path, total_steps: int
-  ):
-    """Writes what each member trained, see `exporting.write_trained`."""
+  ) -> Callable[[], None]:
+    """Writes what each member trained, see `exporting.writer`."""
+    writers = []
     for k, one in enumerate(self._members):
       results = {name: value for name, value in self._results[k].items()
                  if name != "training loss"}
-      exporting.write_trained(
+      writers.append(exporting.writer(
           self._folders[one.name], step, one.model, self._take(trainable, k),
           weights, base_path, one.train, results,
-          {"total_steps": total_steps, **one.settings})
+          {"total_steps": total_steps, **one.settings}))
+
+    def write():
+      for one in writers:
+        one()
+
+    return write
 
   def records(self) -> list[dict[str, Any]]:
     """See `sweep.train_members`."""

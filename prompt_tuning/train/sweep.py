@@ -212,10 +212,10 @@ def train_members(
 
     def save(step):
       checkpoints.save(step, state, {
-          "data": data.get_state(), "progress": run.state(), **identity})
-      run.export(
-          step, state.trainable, weights, restore_checkpoint_cfg.path,
-          total_steps)
+          "data": data.get_state(), "progress": run.state(), **identity},
+          run.writer(
+              step, state.trainable, weights, restore_checkpoint_cfg.path,
+              total_steps))
 
     for step in range(first_step + 1, total_steps + 1):
       state, metrics = train_step(

@@ -708,3 +708,58 @@ def test_numpy_checkpoint_is_whole_or_absent(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="a part of that path is a file"):
     runs.save_numpy(tmp_path / "file", 5, {"a": good})
+
+
+# --- What a step waits for ---
+
+
+@pytest.fixture
+def slow_disk(monkeypatch):
+  """Each fsync takes a fifth of a second, as on a busy network disk."""
+  fsync = os.fsync
+
+  def slow(descriptor):
+    time.sleep(0.2)
+    fsync(descriptor)
+
+  monkeypatch.setattr(os, "fsync", slow)
+
+
+def test_a_save_does_not_wait_for_the_disk(tmp_path, slow_disk):
+  """Neither for the arrays nor for what else is written.
+
+  Oracle: the clock; one fsync alone would be over the limit.
+  """
+  path = tmp_path / "prompt.npy"
+  with runs.RunCheckpoints(tmp_path / "run") as checkpoints:
+    waited = []
+    for step in range(1, 5):
+      state = make_state(step, 100, 768)
+      value = np.array(state["trainable"]["encoder"]["prompt"]["prompt"][
+          "prompt"])
+      start = time.perf_counter()
+      checkpoints.save(
+          step, state, position(step),
+          lambda value=value: npy.write(path, value))
+      waited.append(time.perf_counter() - start)
+      checkpoints.wait()
+      assert time.perf_counter() - start > 1  # it is slow
+      np.testing.assert_array_equal(npy.read(path), value)
+  assert min(waited) < 0.05, waited
+
+
+def test_what_belongs_to_a_checkpoint_is_there_before_it(tmp_path):
+  seen = []
+  with saved(tmp_path, 3) as checkpoints:
+    checkpoints.save(
+        6, make_state(6), position(6), lambda: seen.append(checkpoints.steps()))
+    checkpoints.wait()
+    assert seen == [[3]] and checkpoints.steps() == [6]
+
+    def refused():
+      raise UserError("cannot write prompt.npy")
+
+    checkpoints.save(9, make_state(9), position(9), refused)
+    with pytest.raises(UserError, match="9 into .*: cannot write prompt.npy;"):
+      checkpoints.wait()
+    assert os.listdir(tmp_path) == ["checkpoint_6"]
