@@ -124,6 +124,28 @@ def from_array(prompt: np.ndarray) -> Initializer:
   return initialize
 
 
+def from_files(
+    paths: Sequence[str], base_path: str | None = None
+) -> dict[str, Initializer]:
+  """An initialiser for each of some files, by short names, for a sweep.
+
+  Args:
+    paths: see `prompt_load`.
+    base_path: see `prompt_load`.
+
+  Raises:
+    UserError: if there are none, or one cannot be read.
+  """
+  from prompt_tuning.formats import prompt_file  # as above
+
+  if isinstance(paths, str) or not paths:
+    raise errors.UserError(
+        f"PROMPT_FILES is {paths!r}: name the prompts in a list, as in "
+        "['qnli.npy', 'mnli.npy'].")
+  return {name: from_array(prompt_load(path, base_path=base_path))
+          for name, path in zip(prompt_file.short_names(paths), paths)}
+
+
 def from_sample_of_embeddings(
     embeddings: np.ndarray, population_size: int | None = None
 ) -> Initializer:

@@ -5,6 +5,10 @@ another one. Which other one helps can be read off the prompts (sections 4.1 and
 4.2): a prompt that was trained for a few thousand steps is an embedding of its
 task, and tasks whose embeddings have a high cosine transfer best. The prompts
 must be of one base model, and trained alike.
+
+What to do with the nearest k (section 4.3): train from each and keep the best
+result (runs/prompt_sweep_from_files.gin), or train once from their
+`weighted_average`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -94,6 +98,47 @@ def nearest(
   return sorted(found, key=lambda pair: -pair[1])[:count]
 
 
+def weights(similarities: Mapping[str, float]) -> dict[str, float]:
+  """What each source counts in an average: its share of all similarities.
+
+  Raises:
+    UserError: if a similarity is not above 0, which has no share.
+  """
+  for name, value in similarities.items():
+    if not value > 0:
+      raise errors.UserError(
+          f"{name} has the similarity {value:.3f} to the target, and only one "
+          "above 0 has a weight: average fewer prompts.")
+  total = sum(similarities.values())
+  return {name: value / total for name, value in similarities.items()}
+
+
+def weighted_average(
+    prompts: Mapping[str, np.ndarray], weights: Mapping[str, float]
+) -> np.ndarray:
+  """A start for a task, out of the prompts of several others.
+
+  Args:
+    prompts: [P, H] each, by name.
+    weights: of some of them, by name; they add up to 1.
+
+  Returns:
+    [P, H] in float32, summed in float64.
+
+  Raises:
+    UserError: if their lengths differ.
+  """
+  lengths = {name: len(prompts[name]) for name in weights}
+  if len(set(lengths.values())) > 1:
+    raise errors.UserError(
+        "Prompts of different lengths have no average "
+        f"({', '.join(f'{n}: {k}' for n, k in lengths.items())}): average "
+        "prompts of one length.")
+  return np.float32(sum(
+      weight * np.asarray(prompts[name], np.float64)
+      for name, weight in weights.items()))
+
+
 # ---------------------------------------------------------- a folder of prompts
 
 
@@ -139,19 +184,21 @@ def read_all(paths: Sequence[str]) -> list[np.ndarray]:
           f"{path} has width {prompt.shape[1]} and {paths[0]} "
           f"{prompts[0].shape[1]}, so they are of different base models and "
           "cannot be compared: keep prompts of one model in one folder.")
-  known = None
-  for path in paths:
-    beside = card.card_path(path)
-    if not os.path.isfile(beside):
-      continue
-    this = card.read_card(beside)
-    known = known or (path, this)
-    if this.base_fingerprint != known[1].base_fingerprint:
+  cards = read_cards(paths)
+  for path, this in cards.items():
+    first = next(iter(cards))
+    if this.base_fingerprint != cards[first].base_fingerprint:
       raise errors.UserError(
-          f"{path} was trained on {this.base_model!r} and {known[0]} on "
-          f"{known[1].base_model!r}, whose embeddings differ, so they cannot "
-          "be compared: keep prompts of one model in one folder.")
+          f"{path} was trained on {this.base_model!r} and {first} on "
+          f"{cards[first].base_model!r}, whose embeddings differ, so they "
+          "cannot be compared: keep prompts of one model in one folder.")
   return prompts
+
+
+def read_cards(paths: Sequence[str]) -> dict[str, card.Card]:
+  """The cards of those prompts that have one, by their paths."""
+  return {path: card.read_card(card.card_path(path)) for path in paths
+          if os.path.isfile(card.card_path(path))}
 
 
 # -------------------------------------------------------------------- picture

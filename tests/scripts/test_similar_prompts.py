@@ -1,9 +1,11 @@
 """The command. Oracle: prompts at known angles."""
 
+import os
+
 import numpy as np
 import pytest
 
-from prompt_tuning.formats import npy
+from prompt_tuning.formats import card, npy
 from prompt_tuning.scripts import similar_prompts
 
 ANGLES = {"qnli": 0, "rte": 20, "sst2": 80, "cola": 120}
@@ -40,6 +42,34 @@ def test_the_nearest(folder, capsys):
                    ["2", str(folder / "sst2.npy"), "0.5"]]
 
 
+def test_the_average_of_the_nearest(folder, tmp_path, capsys):
+  """Oracle: the cosines of the angles as weights, in float64."""
+  out, target = tmp_path / "start.npy", folder / "rte.npy"
+  command = [str(folder), "--target", str(target), "--nearest", "2",
+             "--average", str(out)]
+  similar_prompts.main(command)
+  near, far = np.cos(np.radians([20, 60]))
+  expected = sum(
+      weight / (near + far) * npy.read(folder / f"{name}.npy").astype(float)
+      for name, weight in (("qnli", near), ("sst2", far)))
+  np.testing.assert_allclose(npy.read(out), expected, rtol=1e-6, atol=1e-8)
+  assert not os.path.lexists(card.card_path(out))  # of an unknown base
+  lines = capsys.readouterr().out.splitlines()[2:]
+  assert [line.split("|")[-2].strip() for line in lines] == [
+      f"{w / (near + far):.4f}" for w in (near, far)]
+  card.write_card(
+      folder / "sst2.npy", base_model="base", base_fingerprint="a" * 64,
+      task="sst2", metric={"accuracy": 90.0}, step=3, settings={})
+  similar_prompts.main(command)
+  known = card.check(out, "a" * 64, "base")
+  assert (known.base_model, known.task, known.metric, known.step) == (
+      "base", "", {}, 0)
+  assert known.settings == {
+      "average_of": {"qnli": pytest.approx(near / (near + far)),
+                     "sst2": pytest.approx(far / (near + far))},
+      "similar_to": "rte.npy", "similarity": "average"}
+
+
 def test_bad_input(folder, tmp_path, capsys):
   alone = tmp_path / "alone"
   alone.mkdir()
@@ -49,9 +79,13 @@ def test_bad_input(folder, tmp_path, capsys):
       ([alone, "--target", alone / "a.npy"], "no prompt but the target"),
       ([folder, "--target", alone / "a.npy", "--nearest", "0"], "1 prompt or"),
       ([folder, "--target", folder / "b.npy"], "There is no"),
+      ([folder, "--average", tmp_path / "out.npy"], "needs --target"),
+      ([folder, "--target", folder / "qnli.npy", "--average",
+        tmp_path / "out.npy"], "has the similarity -0.500 to the target"),
       ([folder, "--metric", "flattened"], "Prompts of")):
     with pytest.raises(SystemExit) as leaving:
       similar_prompts.main([str(a) for a in arguments])
     assert leaving.value.code == 2
     said = capsys.readouterr().err
     assert words in said and said.startswith("error: ")
+  assert not (tmp_path / "out.npy").exists()

@@ -397,6 +397,31 @@ SWEEP_MEMBERS = 'zip'
   return [f"--gin_file={path}"]
 
 
+def test_a_start_from_each_of_several_files(command, tiny_flags, tmp_path):
+  """SPoT's best of top-k. Oracle: the files, at the lowest rate."""
+  draw = np.random.default_rng(0)
+  files = {name: draw.normal(size=(5, 8)).astype(np.float32)
+           for name in ("qnli", "rte")}
+  for name, prompt in files.items():
+    npy.write(tmp_path / f"{name}.npy", prompt)
+  flags = tiny_flags(
+      "prompt_sweep_from_files", MODEL_DIR=str(tmp_path / "run"),
+      TRAIN_STEPS=1, LEARNING_RATE=0.0,
+      PROMPT_FILES=[str(tmp_path / f"{name}.npy") for name in files])
+  outcome = command("sweep", *flags)
+  assert outcome.status == 0, outcome.err
+  assert [one["initializer"] for one in outcome.result] == list(files)
+  for name, prompt in files.items():
+    np.testing.assert_allclose(
+        npy.read(tmp_path / f"run/initializer={name}/prompt.npy"), prompt,
+        rtol=1e-4)
+  card.write_card(
+      tmp_path / "rte.npy", base_model="another", base_fingerprint="0" * 64,
+      task="", metric={}, step=0, settings={})
+  outcome = command("sweep", *flags)
+  assert outcome.status == 2 and "trained on the base model" in outcome.err
+
+
 def test_a_learning_rate_that_nothing_uses(command, tiny_flags, tmp_path):
   outcome = command("sweep", *tiny_flags(
       "prompt_sweep", MODEL_DIR=str(tmp_path / "run"), **RUN,

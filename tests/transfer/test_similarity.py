@@ -101,3 +101,20 @@ def test_draw(tmp_path):
   for red, blue in ((0.4, 0.12), (0.02, 0.38)):  # the colours of 1 and of -1
     near = (abs(pixels[:, 0] - red) < 0.15) & (abs(pixels[:, 2] - blue) < 0.25)
     assert near.mean() > 0.05
+
+
+def test_weighted_average():
+  """Oracle: Vu et al. 2022, section 4.3, by hand in float64."""
+  sources = {"a": ONE, "b": 2 * ONE + 1, "c": -ONE}
+  found = similarity.weights({"a": 0.9, "b": 0.3})
+  assert found == pytest.approx({"a": 0.75, "b": 0.25})
+  average = similarity.weighted_average(sources, found)
+  expected = np.array([
+      [0.9 / (0.9 + 0.3) * x + 0.3 / (0.9 + 0.3) * (2 * x + 1) for x in row]
+      for row in ONE])
+  assert average.dtype == np.float32
+  np.testing.assert_array_equal(average, expected.astype(np.float32))
+  with pytest.raises(errors.UserError, match="c has the similarity -0.200"):
+    similarity.weights({"a": 0.9, "c": -0.2})
+  with pytest.raises(errors.UserError, match=r"\(a: 4, b: 7\): average"):
+    similarity.weighted_average({"a": ONE, "b": OTHER}, {"a": 0.5, "b": 0.5})
