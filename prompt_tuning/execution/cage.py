@@ -56,6 +56,7 @@ INNER = ("user", "landlock", "seccomp")
 # An id in no account's range and in nobody's use (systemd's for services that
 # come and go); 1 is added for each cage at work, so that two do not share it.
 _FIRST_USER = 64_000
+_INTERPRETER_BYTES = 128 << 20
 _START_SECONDS = 60  # on a busy machine; an interpreter needs 0.02
 _LOOK_SECONDS = 0.1  # between two looks at what a program wrote
 _READY = b"ready\n"
@@ -88,6 +89,11 @@ class Limits:
         raise errors.UserError(
             f"the limit {field.name} of a program is "
             f"{getattr(self, field.name)}: give a number above 0.")
+    if self.memory_bytes < _INTERPRETER_BYTES or self.files < 16:
+      raise errors.UserError(
+          f"a limit of {self.memory_bytes >> 20} MiB and {self.files} open "
+          f"files is too low for the interpreter alone: give "
+          f"{_INTERPRETER_BYTES >> 20} MiB and 16 files or more.")
 
 
 @dataclasses.dataclass(frozen=True)

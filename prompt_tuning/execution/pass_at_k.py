@@ -65,21 +65,25 @@ def bootstrap_interval(
 
 def table(
     counts: Sequence[tuple[int, int]], ks: Sequence[int], seed: int = 0,
+    too_few_fail: bool = False,
 ) -> dict[str, dict]:
   """pass@k of a benchmark, for every k that all problems have samples for.
 
   Args:
     counts: a problem's (samples, correct) each.
-    ks: the k that are wanted; those above a problem's samples are left out.
+    ks: the k that are wanted.
     seed: of the intervals.
+    too_few_fail: gives every k; a problem with fewer samples counts 0, as in
+      CRUXEval's own scorer.
 
   Returns:
     {"pass@k": {"value": mean, "interval_95": [low, high]}}, in [0, 1].
   """
   fewest = min(samples for samples, _ in counts)
   found = {}
-  for k in sorted({k for k in ks if k <= fewest}):
-    values = [pass_at_k(samples, correct, k) for samples, correct in counts]
+  for k in sorted({k for k in ks if too_few_fail or k <= fewest}):
+    values = [pass_at_k(samples, correct, k) if k <= samples else 0.0
+              for samples, correct in counts]
     found[f"pass@{k}"] = {
         "value": float(np.mean(values)),
         "interval_95": list(bootstrap_interval(values, seed))}

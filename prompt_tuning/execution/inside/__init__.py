@@ -1,0 +1,1 @@
+"""Runs as `python inside/`, apart from the package, around one program."""
