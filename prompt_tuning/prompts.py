@@ -14,7 +14,9 @@ Where a prompt is put among the tokens is `prompt_tuning.train.prompts`.
 
 from collections.abc import Callable, Sequence
 import functools
+import inspect
 import os
+from typing import NamedTuple
 import warnings
 
 import flax.linen as nn
@@ -27,6 +29,34 @@ from prompt_tuning import errors
 
 Array = jax.Array
 Initializer = Callable[..., Array]
+
+
+class Instance(NamedTuple):
+  """What is known of each example besides the tokens that the model embeds.
+
+  Attributes:
+    is_input: [B, T] bool, which of the model's tokens are inputs, neither
+      targets nor padding; None: those above 0, which T5's inputs are.
+    encoding: [B, E] float32, of the example by another network; None if there
+      is none.
+  """
+
+  is_input: Array | None = None
+  encoding: Array | None = None
+
+
+def takes_instance(module: nn.Module) -> bool:
+  """Whether a prompt's module makes each example its own: takes `instance`."""
+  return "instance" in inspect.signature(type(module).__call__).parameters
+
+
+def called(
+    module: nn.Module, x: Array, x_embed: Array, instance: Instance | None
+) -> Array:
+  """What a prompt's module gives; `instance` is for those that take one."""
+  if takes_instance(module):
+    return module(x, x_embed, instance=instance)
+  return module(x, x_embed)
 
 
 def expand_to_batch(x: Array, y: Array) -> Array:

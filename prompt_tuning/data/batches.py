@@ -94,10 +94,12 @@ class TrainBatches:
     """Batch number `step`, this process' rows; the position stays."""
     bucket, rows = self._plan[step]
     rows = rows[self._rows]
-    return self._encoding.padded(
-        [self._tasks[task][0].ids("inputs", row) for task, row in rows],
-        [self._tasks[task][0].ids("targets", row) for task, row in rows],
+    found = [(self._tasks[task][0], int(row)) for task, row in rows]
+    batch = self._encoding.padded(
+        [examples.ids("inputs", row) for examples, row in found],
+        [examples.ids("targets", row) for examples, row in found],
         int(bucket), self._lengths["targets"])
+    return batch | _encodings(found)
 
   def get_state(self) -> dict[str, Any]:
     """The position, to keep in a checkpoint as JSON."""
@@ -121,7 +123,8 @@ class EvalBatch(NamedTuple):
   """A batch of evaluation.
 
   Attributes:
-    features: of the encoding's `names`, this process' rows.
+    features: of the encoding's `names`, and `instance_encodings` where there
+      are any; this process' rows.
     indices: [B] the examples in the rows of the whole batch.
     is_real: [B] False in rows that only fill the last batch; such a row
       repeats the last example with loss weights 0.
@@ -185,7 +188,16 @@ def _eval_batch(
        for i in indices[rows]],
       buckets[int(np.searchsorted(buckets, longest))], targets_length)
   batch["decoder_loss_weights"] *= is_real[rows, None]
+  batch |= _encodings([(examples, i) for i in indices[rows]])
   return EvalBatch(batch, indices, is_real)
+
+
+def _encodings(found: Sequence[tuple[token_ids.Examples, int]]) -> Batch:
+  """The encodings [B, E] of some examples, if they have any."""
+  if not found or found[0][0].encodings is None:
+    return {}
+  return {"instance_encodings": np.stack(
+      [examples.encodings[row] for examples, row in found])}
 
 
 def process_rows(

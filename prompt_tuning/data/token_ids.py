@@ -49,6 +49,8 @@ class Examples:
     truncated: per feature, what was cut.
     fingerprint: of the task, split, encoding, vocabularies and lengths; of
       the ids if the task has none.
+    encodings: [N, E] float32 by another network, see `encodings`; None if
+      there is none. They have files of their own.
   """
 
   task_name: str
@@ -56,6 +58,7 @@ class Examples:
   arrays: Mapping[str, np.ndarray]
   truncated: Mapping[str, Truncation]
   fingerprint: str
+  encodings: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.arrays["inputs_offsets"]) - 1

@@ -54,8 +54,10 @@ class Card:
 
 
 def card_path(prompt_path: str | os.PathLike) -> str:
-  """`sst2.npy` -> `sst2.json`; a name without `.npy` keeps all of its dots."""
-  return os.fspath(prompt_path).removesuffix(".npy") + ".json"
+  """`sst2.npy` -> `sst2.json`; names of other suffixes keep all of their dots.
+  """
+  path = os.fspath(prompt_path)
+  return path.removesuffix(".npy").removesuffix(".safetensors") + ".json"
 
 
 def fingerprint(table) -> str:
@@ -83,21 +85,24 @@ def write_card(
     metric: dict[str, float],
     step: int,
     settings: dict[str, Any],
+    shape: tuple[int, ...] | None = None,
 ) -> Card:
   """Writes the card of a prompt file that is already there.
 
   Shape and checksum are taken from the file itself, versions from what is
-  installed. Settings that JSON cannot hold are written as text.
+  installed. Settings that JSON cannot hold are written as text. `shape` is that
+  of a prompt in a file that is no `.npy`.
 
   Raises:
     UserError: if the prompt cannot be read or the card cannot be written.
   """
-  prompt = npy.read(prompt_path)
+  if shape is None:
+    shape = npy.read(prompt_path).shape
   card = Card(
       base_model=base_model,
       base_fingerprint=base_fingerprint,
-      shape=prompt.shape,
-      dtype=str(prompt.dtype),
+      shape=shape,
+      dtype="float32",  # what every reader gives
       sha256=_sha256(prompt_path),
       task=task,
       metric={name: float(value) for name, value in metric.items()},

@@ -1,8 +1,9 @@
 """A prompt in whatever format it is stored.
 
-The formats are told apart by what is there: a `.npy` file of any name, the
-folder of a PEFT adapter, and a T5X checkpoint `checkpoint_N` or, inside it, one
-variable's folder `target.encoder.prompt.prompt.prompt`.
+The formats are told apart by what is there: a `.npy` file of any name, a
+`.safetensors` file of prompts per example (the one that they share is read),
+the folder of a PEFT adapter, and a T5X checkpoint `checkpoint_N` or, inside it,
+one variable's folder `target.encoder.prompt.prompt.prompt`.
 """
 
 from collections.abc import Sequence
@@ -14,10 +15,11 @@ import numpy as np
 from prompt_tuning import checkpoints, errors
 from prompt_tuning.checkpoints import base as base_lib
 from prompt_tuning.checkpoints import t5x
-from prompt_tuning.formats import npy, peft
+from prompt_tuning.formats import instance, npy, peft
 
 FORMATS = {
-    "npy": "a .npy file", "peft": "a PEFT adapter", "t5x": "a T5X checkpoint"}
+    "npy": "a .npy file", "instance": "a file of prompts per example",
+    "peft": "a PEFT adapter", "t5x": "a T5X checkpoint"}
 
 # PEFT's types that are one table once they are saved.
 _ONE_TABLE = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
@@ -30,7 +32,7 @@ def kind(path: str | os.PathLike) -> str:
     UserError: if it is none, or not there.
   """
   if os.path.isfile(path):
-    return "npy"
+    return "instance" if instance.is_file(path) else "npy"
   if not os.path.isdir(path):
     raise errors.UserError(f"There is no {path}: check the path.")
   if peft.is_adapter(path):
@@ -68,6 +70,8 @@ def read(
         f"{variable!r}: name a T5X checkpoint, or leave the variable out.")
   if found == "npy":
     return npy.read(path)
+  if found == "instance":
+    return instance.shared_prompt(path)
   return _read_peft(path, sizes) if found == "peft" else _read_t5x(
       path, variable)
 

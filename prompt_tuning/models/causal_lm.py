@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import errors
+from prompt_tuning import errors, prompts
 from prompt_tuning.models import causal_attention, layers, rotary, stack
 from prompt_tuning.train import prompts as train_prompts
 
@@ -364,6 +364,7 @@ class CausalLM(nn.Module):
       positions: Array | None = None,
       target_positions: Array | None = None,
       prefix: Any = None,
+      instance: prompts.Instance | None = None,
   ) -> Array:
     """What the logits are made of.
 
@@ -376,11 +377,12 @@ class CausalLM(nn.Module):
       target_positions: [B, U] where logits are wanted, counted in `tokens`;
         None: everywhere.
       prefix: keys and values instead of the model's own prompt or prefix.
+      instance: for prompts that differ by example.
 
     Returns:
       [B, U or T, H].
     """
-    x, visible, prefix = self._inputs(tokens, visible, prefix)
+    x, visible, prefix = self._inputs(tokens, visible, prefix, instance)
     extra = x.shape[1] - tokens.shape[1]  # position i of the text is at i + P
     hidden, _ = self.decoder(
         x, positions, visible, prefix, begins_with_prompt=prefix is None)
@@ -399,7 +401,7 @@ class CausalLM(nn.Module):
 
   def prefill(
       self, tokens: Array, visible: Array, cache_length: int,
-      prefix: Any = None,
+      prefix: Any = None, instance: prompts.Instance | None = None,
   ) -> None:
     """Starts the collection `cache` with the inputs.
 
@@ -408,8 +410,9 @@ class CausalLM(nn.Module):
       visible: [B, T] bool.
       cache_length: positions for inputs and all that is decoded.
       prefix: from `shared_prefix`, if it gave one.
+      instance: for prompts that differ by example.
     """
-    x, visible, prefix = self._inputs(tokens, visible, prefix)
+    x, visible, prefix = self._inputs(tokens, visible, prefix, instance)
     extra = x.shape[1] - tokens.shape[1]
     self.decoder(
         x, None, visible, prefix, cache_length + extra,
@@ -444,7 +447,7 @@ class CausalLM(nn.Module):
     x = self._normed(prompt.astype(self.config.dtype)[None])
     return self.decoder(x, None, None, begins_with_prompt=True)[1]
 
-  def _inputs(self, tokens, visible, prefix):
+  def _inputs(self, tokens, visible, prefix, instance):
     """What the layers run on: embedded [B, (P +) T, H], its mask, a prefix."""
     if self.layer_prompt_factory and not _stands_in_front(self.decoder):
       raise errors.UserError(
@@ -454,7 +457,8 @@ class CausalLM(nn.Module):
     if prefix is None:
       prefix = self._shared(tokens, x)
     if self.prompt_factory is not None and prefix is None:
-      x = self.decoder.prompt(tokens, x).astype(x.dtype)
+      x = prompts.called(
+          self.decoder.prompt, tokens, x, instance).astype(x.dtype)
       if visible is not None:
         extra = x.shape[1] - visible.shape[1]
         visible = jnp.pad(
@@ -472,5 +476,6 @@ def _stands_in_front(decoder: Decoder) -> bool:
   prompt = decoder.prompt
   # Gin wraps the functions that it hands out.
   return (isinstance(prompt, train_prompts.Prompt)
+          and not prompts.takes_instance(prompt.prompt)
           and inspect.unwrap(prompt.combine) is inspect.unwrap(
               train_prompts.prefix_prompt))

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from prompt_tuning import prompts
 from prompt_tuning.data import features as features_lib
 from prompt_tuning.decoding import beam
 from prompt_tuning.methods import interception
@@ -45,6 +46,7 @@ class DecoderOnlyModel(language_model.LanguageModel):
   decode_fn: Callable[..., tuple[Array, Array]] = functools.partial(
       beam.beam_search, num_beams=1)
   delta: interception.Delta | None = None
+  instance_encoder: Any = None
 
   @property
   def input_vocabulary(self):
@@ -56,7 +58,8 @@ class DecoderOnlyModel(language_model.LanguageModel):
 
   def init(self, rng: Array) -> Params:
     """See `LanguageModel.init`."""
-    return self._init(rng, jnp.ones((1, 1), jnp.int32))
+    return self._init(
+        rng, jnp.ones((1, 1), jnp.int32), instance=self._unknown_instance())
 
   def check_lengths(self, lengths: Mapping[str, int]) -> None:
     """See `language_model.LanguageModel.check_lengths`."""
@@ -73,10 +76,11 @@ class DecoderOnlyModel(language_model.LanguageModel):
 
     `dropout_rng` is for deltas: frozen decoder-only models have no dropout.
     """
+    tokens = batch["decoder_input_tokens"]
     return self._apply(
-        {"params": params}, batch["decoder_input_tokens"],
+        {"params": params}, tokens,
         target_positions=batch["decoder_target_positions"],
-        method=self.module.hidden,
+        instance=_instance(batch, tokens), method=self.module.hidden,
         rngs=None if dropout_rng is None else {"dropout": dropout_rng})
 
   def decodes(
@@ -97,7 +101,8 @@ class DecoderOnlyModel(language_model.LanguageModel):
         {"params": params}, tokens, method=self.module.shared_prefix)
     _, started = self._apply(
         {"params": params}, tokens, visible, tokens.shape[1] + length, prefix,
-        mutable=["cache"], method=self.module.prefill)
+        _instance(batch, tokens), mutable=["cache"],
+        method=self.module.prefill)
 
     def step(tokens: Array, cache) -> tuple[Array, Any]:
       logits, variables = self._apply(
@@ -108,3 +113,11 @@ class DecoderOnlyModel(language_model.LanguageModel):
     first = jnp.take_along_axis(tokens, last, axis=1)[:, 0]
     return self._search(
         step, started["cache"], rows, length, rng, start_id=first)
+
+
+def _instance(batch: Batch, tokens: Array) -> prompts.Instance:
+  """What is known of the examples; the last input predicts the first target."""
+  last = batch["decoder_target_positions"][:, :1]  # [B, 1]
+  return prompts.Instance(
+      is_input=jnp.arange(tokens.shape[1])[None] <= last,
+      encoding=batch.get("instance_encodings"))

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from prompt_tuning import prompts
 from prompt_tuning.data import features as features_lib
 from prompt_tuning.decoding import beam
 from prompt_tuning.methods import interception
@@ -45,11 +46,14 @@ class EncoderDecoderModel(language_model.LanguageModel):
   decode_fn: Callable[..., tuple[Array, Array]] = functools.partial(
       beam.beam_search, num_beams=1)
   delta: interception.Delta | None = None
+  instance_encoder: Any = None
 
   def init(self, rng: Array) -> Params:
     """Every variable of the module, for one example of one token."""
     one = jnp.ones((1, 1), jnp.int32)
-    return self._init(rng, one, one, one, enable_dropout=False)
+    return self._init(
+        rng, one, one, one, enable_dropout=False,
+        instance=self._unknown_instance())
 
   def hidden(
       self, params: Params, batch: Batch, dropout_rng: Array | None = None
@@ -58,7 +62,7 @@ class EncoderDecoderModel(language_model.LanguageModel):
     return self._apply(
         {"params": params}, batch["encoder_input_tokens"],
         batch["decoder_input_tokens"], method=self.module.hidden,
-        enable_dropout=dropout_rng is not None,
+        enable_dropout=dropout_rng is not None, instance=_instance(batch),
         rngs=None if dropout_rng is None else {"dropout": dropout_rng})
 
   def decodes(
@@ -69,7 +73,7 @@ class EncoderDecoderModel(language_model.LanguageModel):
     rows, length = batch["decoder_target_tokens"].shape
     encoded = self._apply(
         {"params": params}, inputs, enable_dropout=False,
-        method=self.module.encode)
+        instance=_instance(batch), method=self.module.encode)
 
     def step(tokens: Array, cache) -> tuple[Array, Any]:
       copies = tokens.shape[0] // rows  # hypotheses of one example adjoin
@@ -90,3 +94,7 @@ class EncoderDecoderModel(language_model.LanguageModel):
         jax.random.PRNGKey(0), inputs, targets, targets,
         enable_dropout=False, decode=True)["cache"])
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def _instance(batch: Batch) -> prompts.Instance:
+  return prompts.Instance(encoding=batch.get("instance_encodings"))

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from prompt_tuning import prompts
 from prompt_tuning.methods import interception
 from prompt_tuning.models import losses
 
@@ -37,6 +38,9 @@ class LanguageModel:
       as `sampling.sample`. Options are bound in gin.
     delta: a method that changes the module's projections, such as
       `lora.Lora`; None is the plain module.
+    instance_encoder: encodes the text of each example for a prompt that
+      differs by example, see `data.encodings`; None: such a prompt encodes
+      the model's own embedded input.
   """
 
   module: nn.Module
@@ -46,6 +50,7 @@ class LanguageModel:
   loss_normalizing_factor: float | str | None
   decode_fn: Callable[..., tuple[Array, Array]]
   delta: interception.Delta | None
+  instance_encoder: Any
 
   def init(self, rng: Array) -> Params:
     """Every variable of the module, for one example of one token."""
@@ -140,6 +145,13 @@ class LanguageModel:
   ) -> Array:
     """The best hypothesis of each example: [B, U] int32."""
     return self.decodes(params, batch, rng)[0][:, 0]
+
+  def _unknown_instance(self) -> prompts.Instance:
+    """Of the one example that parameters are initialised with."""
+    if self.instance_encoder is None:
+      return prompts.Instance()
+    return prompts.Instance(
+        encoding=jnp.zeros((1, self.instance_encoder.width)))
 
   def _token_losses(
       self, params, batch, weights, label_smoothing=0.0, z_loss=0.0,

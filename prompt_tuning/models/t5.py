@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import errors
+from prompt_tuning import errors, prompts
 from prompt_tuning.models import layers, stack
 
 Array = jax.Array
@@ -158,11 +158,15 @@ class Encoder(nn.Module):
       self.prompt = self.prompt_factory()
 
   @nn.compact
-  def __call__(self, tokens: Array, enable_dropout: bool = False) -> Array:
+  def __call__(
+      self, tokens: Array, enable_dropout: bool = False,
+      instance: prompts.Instance | None = None,
+  ) -> Array:
     config = self.config
     x = self.token_embedder(tokens)  # [B, T, H]
     if self.prompt_factory is not None:
-      x = self.prompt(tokens, x).astype(config.dtype)  # [B, P + T, H]
+      x = prompts.called(self.prompt, tokens, x, instance)  # [B, P + T, H]
+      x = x.astype(config.dtype)
     # The original's order: dropout comes after the prompt, so it hits it too.
     x = layers.dropout(x, config.dropout_rate, enable_dropout)
     positions = jnp.arange(x.shape[1])
@@ -316,10 +320,18 @@ class EncoderDecoder(nn.Module):
       encoder_segment_ids: Array | None = None,
       *,
       enable_dropout: bool = True,
+      instance: prompts.Instance | None = None,
   ) -> Array:
-    """Tokens [B, T] -> encodings [B, P + T, H]."""
+    """Tokens [B, T] -> encodings [B, P + T, H].
+
+    Args:
+      encoder_input_tokens: [B, T].
+      encoder_segment_ids: must be None.
+      enable_dropout: needs the rng `dropout`.
+      instance: for prompts that differ by example.
+    """
     _refuse_packing(encoder_segment_ids)
-    return self.encoder(encoder_input_tokens, enable_dropout)
+    return self.encoder(encoder_input_tokens, enable_dropout, instance)
 
   def decode(
       self,
@@ -370,9 +382,12 @@ class EncoderDecoder(nn.Module):
       decoder_input_tokens: Array,
       *,
       enable_dropout: bool,
+      instance: prompts.Instance | None = None,
   ) -> Array:
     """Tokens [B, T] and shifted targets [B, U] -> [B, U, H]."""
-    encoded = self.encode(encoder_input_tokens, enable_dropout=enable_dropout)
+    encoded = self.encode(
+        encoder_input_tokens, enable_dropout=enable_dropout,
+        instance=instance)
     return self.decoder(
         encoded, visible(encoder_input_tokens, encoded.shape[1]),
         decoder_input_tokens, enable_dropout=enable_dropout)
@@ -393,12 +408,13 @@ class EncoderDecoder(nn.Module):
       *,
       enable_dropout: bool = True,
       decode: bool = False,
+      instance: prompts.Instance | None = None,
   ) -> Array:
     """Tokens [B, T] and shifted targets [B, U] -> logits [B, U, V]."""
     _refuse_packing(encoder_positions)
     encoded = self.encode(
         encoder_input_tokens, encoder_segment_ids,
-        enable_dropout=enable_dropout)
+        enable_dropout=enable_dropout, instance=instance)
     return self.decode(
         encoded, encoder_input_tokens, decoder_input_tokens,
         decoder_target_tokens, encoder_segment_ids, decoder_segment_ids,

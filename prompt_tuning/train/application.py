@@ -10,7 +10,8 @@ import jax
 
 from prompt_tuning import errors
 from prompt_tuning.checkpoints import base
-from prompt_tuning.formats import peft
+from prompt_tuning.formats import instance, peft
+from prompt_tuning.methods import heads
 from prompt_tuning.train import evaluation, inputs, settings, setup, sharding
 from prompt_tuning.train import state as state_lib
 
@@ -88,6 +89,8 @@ def start(
   if adapter:
     model, given = adapted(model, adapter, restore.path, prompt_file)
     trainable = [re.escape(path) for path in state_lib.flatten(given)]
+  elif prompt_file:
+    given = _instance_parameters(model, prompt_file)
   model.check_lengths(dataset.task_feature_lengths)
   output_dir = setup.make_folder(output_dir, output_setting)
   rng = jax.random.PRNGKey(random_seed)
@@ -96,6 +99,33 @@ def start(
   return Application(
       model, weights, members, dataset, output_dir, rng,
       evaluation.Runner(model, mesh))
+
+
+def _instance_parameters(model, prompt_file: str) -> dict[str, Any] | None:
+  """What a file holds for the model's prompt, if it is made per example.
+
+  Raises:
+    UserError: if file and model are not of one kind, or do not fit.
+  """
+  place = heads.prompt_of(model.module)
+  if instance.is_file(prompt_file) != (place is not None):
+    raise errors.UserError(
+        f"{prompt_file} is not what the model of the gin files has: a "
+        f"{instance.SUFFIX} file needs prompts/lopa.gin or prompts/idpg.gin, "
+        "and these need such a file.")
+  if place is None:
+    return None
+  path, prompt = place
+  found = instance.read(prompt_file)
+  # The rest has its own refusals, in tracing the model.
+  options = instance.options_of(prompt, model.instance_encoder)
+  instance.check_options(prompt_file, found, options)
+  shapes = state_lib.flatten(model.abstract()[0])
+  instance.check_shapes(prompt_file, found, {
+      name.removeprefix(f"{path}/"): value.shape
+      for name, value in shapes.items() if name.startswith(f"{path}/")})
+  return state_lib.unflatten({
+      f"{path}/{name}": array for name, array in found.arrays.items()})
 
 
 def adapted(

@@ -13,8 +13,8 @@ import numpy as np
 
 from prompt_tuning import formats, versions
 from prompt_tuning.checkpoints import base, hugging_face, runs
-from prompt_tuning.formats import card, npy, peft
-from prompt_tuning.methods import folding, lora
+from prompt_tuning.formats import card, instance, npy, peft
+from prompt_tuning.methods import folding, heads, lora
 from prompt_tuning.train import inputs, settings
 from prompt_tuning.train import state as state_lib
 
@@ -56,11 +56,14 @@ def writer(
   Returns:
     A function that writes it.
   """
-  writers = (
-      prompt_writer(
+  own = heads.prompt_of(model.module)
+  prompt = (
+      instance_writer(
+          folder, step, model, trainable, weights, dataset, results, more)
+      if own else prompt_writer(
           folder, step, folding.fold(model.module, trainable), weights,
-          dataset, results, more),
-      adapter_writer(folder, model, trainable, base_path))
+          dataset, results, more))
+  writers = prompt, adapter_writer(folder, model, trainable, base_path)
 
   def write():
     for one in writers:
@@ -89,23 +92,70 @@ def prompt_writer(
   if not prompts:
     return lambda: None
   only = list(prompts.values())
-  table = _copied(state_lib.flatten(trainable).get(base.EMBEDDING))
-  metric = dict(results)
+  write_card = _card_writer(trainable, step, weights, dataset, results, more)
 
   def write():
-    name, fingerprint = weights.base_name, weights.base_fingerprint
-    if table is not None:  # the base was trained too; it is that one's prompt
-      name, fingerprint = MODEL_FOLDER, card.fingerprint(table)
     runs.save_numpy(folder, step, prompts)
     if len(only) == 1 and only[0].ndim == 2:
       path = os.path.join(folder, "prompt.npy")
       npy.write(path, only[0])
-      card.write_card(
-          path, base_model=name, base_fingerprint=fingerprint,
-          task=inputs.task_name(dataset), metric=metric, step=step,
-          settings={"batch_size": dataset.batch_size,
-                    "task_feature_lengths": dict(dataset.task_feature_lengths),
-                    **more})
+      write_card(path)
+
+  return write
+
+
+def instance_writer(
+    folder: str, step: int, model, trainable, weights,
+    dataset: settings.DatasetConfig, results: Mapping[str, float],
+    more: Mapping[str, Any],
+) -> Callable[[], None]:
+  """What makes prompts per example, to be written as one file with its card.
+
+  Args:
+    folder: of the run.
+    step: the run's.
+    model: has the method and the encoder.
+    trainable: the trained tree; without the prompt's parameters nothing will
+      be written.
+    weights: see `prompt_writer`.
+    dataset: see `prompt_writer`.
+    results: see `prompt_writer`.
+    more: see `prompt_writer`.
+  """
+  path, prompt = heads.prompt_of(model.module)
+  arrays = _copied({
+      name.removeprefix(f"{path}/"): value
+      for name, value in state_lib.flatten(trainable).items()
+      if name.startswith(f"{path}/")})
+  if not arrays:
+    return lambda: None
+  options = instance.options_of(prompt, model.instance_encoder)
+  write_card = _card_writer(
+      trainable, step, weights, dataset, results, options | more)
+
+  def write():
+    file = os.path.join(folder, f"prompt{instance.SUFFIX}")
+    instance.write(file, instance.InstancePrompt(options, arrays))
+    write_card(file, (options["length"], model.module.config.embed_dim))
+
+  return write
+
+
+def _card_writer(trainable, step, weights, dataset, results, more):
+  """A function (file, shape=None) that writes the card of a prompt's file."""
+  table = _copied(state_lib.flatten(trainable).get(base.EMBEDDING))
+  metric = dict(results)
+
+  def write(file: str, shape: tuple[int, ...] | None = None):
+    name, fingerprint = weights.base_name, weights.base_fingerprint
+    if table is not None:  # the base was trained too; it is that one's prompt
+      name, fingerprint = MODEL_FOLDER, card.fingerprint(table)
+    card.write_card(
+        file, base_model=name, base_fingerprint=fingerprint,
+        task=inputs.task_name(dataset), metric=metric, step=step,
+        settings={"batch_size": dataset.batch_size,
+                  "task_feature_lengths": dict(dataset.task_feature_lengths),
+                  **more}, shape=shape)
 
   return write
 

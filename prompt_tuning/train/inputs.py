@@ -6,7 +6,13 @@ import os
 import jax
 
 from prompt_tuning import errors
-from prompt_tuning.data import batches, features, tasks, token_ids
+from prompt_tuning.data import (
+  batches,
+  encodings,
+  features,
+  tasks,
+  token_ids,
+)
 from prompt_tuning.methods import multitask
 from prompt_tuning.train import settings, sharding
 
@@ -49,11 +55,16 @@ def _import(module: str):
 def tokenized(
     task: tasks.Task, dataset: settings.DatasetConfig, model, model_dir: str
 ) -> token_ids.Examples:
-  """Examples of one task as ids, from the cache if they are there."""
+  """Examples of one task as ids, from the cache if they are there.
+
+  They have encodings if the model's prompt wants them of another network.
+  """
+  cache = dataset.cache_dir or os.path.join(model_dir, "cache")
   examples = features.tokenize(
       task, dataset.split, model.input_vocabulary, model.output_vocabulary,
-      dict(dataset.task_feature_lengths),
-      dataset.cache_dir or os.path.join(model_dir, "cache"), model.features)
+      dict(dataset.task_feature_lengths), cache, model.features)
+  if model.instance_encoder is not None:
+    examples = encodings.attach(examples, model.instance_encoder, cache)
   multitask.check_examples(model.module, examples)
   return examples
 

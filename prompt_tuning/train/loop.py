@@ -116,7 +116,8 @@ def train(
 
   # ---------------------------------------------------- compile and restore
   checkpoints = runs.RunCheckpoints(model_dir, keep=save_checkpoint_cfg.keep)
-  identity = {"base_fingerprint": weights.base_fingerprint}
+  identity = {"base_fingerprint": weights.base_fingerprint,
+              "encoder": getattr(model.instance_encoder, "fingerprint", "")}
   restored = checkpoints.latest(state_shapes)
   results, unlogged = {}, None
   if restored is not None:
@@ -228,11 +229,15 @@ def check_datasets(
 
 
 def check_same_base(position, identity, model_dir):
-  """Refuses to go on with a run on other base weights."""
+  """Refuses to go on with a run on other base weights or encodings."""
   if position.get("base_fingerprint") != identity["base_fingerprint"]:
     raise errors.UserError(
         f"The run in {model_dir} was started from other base weights than "
         "INITIAL_CHECKPOINT_PATH: give the same, or another MODEL_DIR.")
+  if position.get("encoder", "") != identity["encoder"]:
+    raise errors.UserError(
+        f"The run in {model_dir} was started with another ENCODER: give the "
+        "same, or another MODEL_DIR.")
 
 
 def note_sizes(reporter, trainable, frozen, first_step):

@@ -3,12 +3,13 @@
 Adafactor, which prompts are trained with, has its own file.
 """
 
-from typing import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import optax
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.train import state as state_lib
 
 
 def AdamW(  # pylint: disable=invalid-name
@@ -63,3 +64,44 @@ def clipped(
         f"clipped.max_norm = {max_norm} must be above 0; leave `clipped` out "
         "for no clipping.")
   return optax.chain(optax.clip_by_global_norm(max_norm), optimizer)
+
+
+def grouped(
+    groups: Sequence[tuple[str, optax.GradientTransformation]],
+) -> optax.GradientTransformation:
+  """Another optimizer for each group of parameters.
+
+  Args:
+    groups: (pattern, optimizer); a parameter belongs to the first pattern that
+      matches its whole path, see `state.split`.
+
+  Returns:
+    The transformation.
+
+  Raises:
+    UserError: when it begins, if a parameter belongs to no group or a group has
+      no parameter.
+  """
+  belongs = [state_lib.match_any([pattern]) for pattern, _ in groups]
+
+  def labels(tree):
+    flat = state_lib.flatten(tree)
+    found = {
+        path: next((i for i, matches in enumerate(belongs) if matches(path)),
+                   None) for path in flat}
+    lost = [path for path, group in found.items() if group is None]
+    if lost:
+      raise UserError(
+          f"No pattern of optimizers.grouped.groups matches {lost[0]}: add "
+          "one, such as '.*', for the rest.")
+    unused = set(range(len(groups))) - set(found.values())
+    if unused:
+      raise UserError(
+          f"The pattern {groups[min(unused)][0]!r} in "
+          "optimizers.grouped.groups has no trained parameter for itself; "
+          "paths look like "
+          f"{', '.join(list(flat)[:3])}.")
+    return state_lib.unflatten(found)
+
+  return optax.partition(
+      {i: optimizer for i, (_, optimizer) in enumerate(groups)}, labels)

@@ -68,9 +68,13 @@ class Prompt(nn.Module):
   prompt: nn.Module
   combine: Callable[[Array, Array, Array], Array] = prefix_prompt
 
-  def __call__(self, x: Array, x_embed: Array) -> Array:
+  def __call__(
+      self, x: Array, x_embed: Array,
+      instance: prompts.Instance | None = None,
+  ) -> Array:
     """Tokens [B, T], embeddings [B, T, H] -> [B, P + T, H]."""
-    prompt = self.prompt(x, x_embed).astype(x_embed.dtype)
+    prompt = prompts.called(self.prompt, x, x_embed, instance)
+    prompt = prompt.astype(x_embed.dtype)
     if prompt.ndim == 2:
       prompt = prompts.expand_to_batch(prompt, x_embed)
     return self.combine(prompt, x_embed, x)

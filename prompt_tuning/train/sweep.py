@@ -178,6 +178,8 @@ def train_members(
   # ---------------------------------------------------- compile and restore
   checkpoints = runs.RunCheckpoints(model_dir, keep=save_checkpoint_cfg.keep)
   identity = {"base_fingerprint": weights.base_fingerprint,
+              "encoder": getattr(
+                  first.model.instance_encoder, "fingerprint", ""),
               "members": [one.name for one in together]}
   restored = checkpoints.latest(state_shapes)
   position = {}

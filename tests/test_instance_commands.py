@@ -1,0 +1,198 @@
+"""Prompts that are made per example, from training to inference by commands."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from prompt_tuning.formats import card, npy
+
+CONFIGS = "prompt_tuning/configs"
+STEPS = {"TRAIN_STEPS": 4, "EVAL_PERIOD": 4, "SAVE_PERIOD": 4,
+         "LOG_PERIOD": 2, "PROMPT_LENGTH": 3, "LOPA_RANK": 2}
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory):
+  """A tiny Llama as Hugging Face keeps it, with weights and a tokenizer."""
+  import jax
+  import tokenizers
+
+  from prompt_tuning.checkpoints import hugging_face
+  from prompt_tuning.models import causal_lm, decoder_only
+
+  config = causal_lm.Config(
+      vocab_size=20, embed_dim=8, num_layers=1, num_heads=2, head_dim=4,
+      mlp_dim=16, max_positions=64)
+  shapes, _ = decoder_only.DecoderOnlyModel(
+      causal_lm.CausalLM(config), None).abstract()
+  draw = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.5, s.shape)
+      .astype(np.float32), shapes)
+  folder = tmp_path_factory.mktemp("tiny_llama")
+  hugging_face.save(folder, params, config, "float32")
+  words = {word: i for i, word in enumerate(
+      ("<unk>", "</s>", "the", "array", "number", "is", "empty", "sorted"))}
+  tokenizer = tokenizers.Tokenizer(
+      tokenizers.models.WordLevel(words, "<unk>"))
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  tokenizer.save(str(folder / "tokenizer.json"))
+  (folder / "tokenizer_config.json").write_text(
+      json.dumps({"eos_token": "</s>"}))
+  return folder
+
+
+@pytest.fixture(scope="session")
+def causal_flags(tiny_llama, tiny_flags):
+  """As `tiny_flags`, of the tiny Llama."""
+
+  def flags(run, **macros):
+    base = {"INITIAL_CHECKPOINT_PATH": str(tiny_llama),
+            "CHECKPOINT_PATH": str(tiny_llama)}
+    _, *rest = tiny_flags(run, **base | macros)
+    return [
+        f"--gin_file={CONFIGS}/models/causal_lm_from_checkpoint_prompt.gin",
+        *rest,
+        f"--gin.INITIAL_CHECKPOINT_PATH={str(tiny_llama)!r}"]
+
+  return flags
+
+
+ENCODER = '''
+"""Counts letters: what an instance encoder is, for tests."""
+
+import collections
+
+import numpy as np
+
+CALLS = []
+
+
+class Letters:
+  fingerprint = "letters"
+
+  def __init__(self, width=6):
+    self.width = width
+
+  def encode(self, texts):
+    CALLS.append(list(texts))
+    return np.array([
+        [text.count(c) for c in "aeinsr"[:self.width]] for text in texts],
+        np.float32) / 4
+'''
+
+
+@pytest.fixture
+def letters(tmp_path, monkeypatch):
+  """A gin file with an ENCODER, and the module that it is from."""
+  import importlib
+  import sys
+
+  (tmp_path / "letters_encoder.py").write_text(ENCODER)
+  monkeypatch.syspath_prepend(tmp_path)
+  sys.modules.pop("letters_encoder", None)
+  path = tmp_path / "letters.gin"
+  path.write_text(
+      "from __gin__ import dynamic_registration\n"
+      "import letters_encoder\nENCODER = @letters_encoder.Letters()\n")
+  return f"--gin_file={path}", importlib.import_module("letters_encoder")
+
+
+def lopa(flags, method="lopa", *files):
+  """The method's gin file behind the model's."""
+  model, *rest = flags
+  return [model, f"--gin_file={CONFIGS}/prompts/{method}.gin", *files, *rest]
+
+
+def predictions(folder):
+  newest = max(folder.rglob("file-0000*.jsonl"))
+  return [json.loads(line)["prediction"]
+          for line in newest.read_text().splitlines()]
+
+
+def losses(run):
+  return [json.loads(line)["loss"] for line in
+          (run / "train.jsonl").read_text().splitlines()]
+
+
+def test_lopa_on_a_causal_model(command, causal_flags, letters, tmp_path):
+  """Training with an encoder; evaluation of what it left; what is refused."""
+  run, encoder = tmp_path / "run", letters[0]
+  outcome = command("train", *lopa(causal_flags(
+      "prompt_finetune", MODEL_DIR=str(run), LEARNING_RATE=0.1, **STEPS),
+      "lopa", encoder))
+  assert outcome.status == 0, outcome.err
+  # P H + 2 (E E + E) + E P R + P R + E H R + H R: E 6, H 8, P 3, R 2.
+  assert "262 trained" in outcome.err
+  assert len(letters[1].CALLS) == 2  # train.tsv and dev.tsv, once each
+  assert letters[1].CALLS[0][0] == "the array number 0 is empty"
+  assert not (run / "prompt.npy").exists()
+  read = card.read_card(run / "prompt.json")
+  assert read.shape == (3, 8) and read.settings["encoder"] == "letters"
+
+  def evaluate(*files, **macros):
+    return command("eval", *lopa(causal_flags("prompt_eval", **{
+        "PROMPT_FILE": str(run / "prompt.safetensors"), "PROMPT_LENGTH": 3,
+        "LOPA_RANK": 2, "EVAL_OUTPUT_DIR": str(tmp_path / "eval")} | macros),
+        "lopa", *files))
+
+  evaluated = evaluate(encoder)
+  assert evaluated.status == 0, evaluated.err
+  assert predictions(tmp_path / "eval") == predictions(run)
+  for files, macros, sentence in [
+      ([], {}, "was trained on encodings of the encoder letters"),
+      ([encoder], {"LOPA_RANK": 1}, "set LOPA_RANK = 2"),
+      ([encoder], {"FUSION": "add"}, "set FUSION = 'gate'"),
+      ([encoder], {"PROMPT_LENGTH": 4}, "set PROMPT_LENGTH = 3"),
+      ([encoder], {"HEAD_WIDTH": 5}, "set HEAD_WIDTH"),
+      ([encoder], {"CHECKPOINT_PATH": other_base(tmp_path, causal_flags)},
+       "was trained on the base model"),
+      ([encoder], {"PROMPT_FILE": other_prompt(tmp_path)},
+       "is not what the model of the gin files has")]:
+    refused = evaluate(*files, **macros)
+    assert refused.status == 2 and sentence in refused.err, (
+        sentence, refused.err)
+
+
+def other_base(tmp_path, causal_flags):
+  """A copy of the tiny Llama with another embedding table."""
+  import shutil
+
+  [source] = [flag.split("'")[1] for flag in causal_flags("prompt_eval")
+              if flag.startswith("--gin.CHECKPOINT_PATH")]
+  folder = tmp_path / "other_base"
+  shutil.copytree(source, folder)
+  file = folder / "model.safetensors"
+  arrays = safetensors.numpy.load_file(file)
+  arrays["model.embed_tokens.weight"] = -arrays["model.embed_tokens.weight"]
+  safetensors.numpy.save_file(arrays, file, {"format": "pt"})
+  return str(folder)
+
+
+def other_prompt(tmp_path):
+  """A plain prompt, as prompt tuning leaves it."""
+  path = tmp_path / "plain.npy"
+  npy.write(path, np.ones((3, 8)))
+  return str(path)
+
+
+@pytest.mark.parametrize("method, rank", [("lopa", 2), ("idpg", None)])
+def test_methods_on_t5(command, tiny_flags, tmp_path, method, rank):
+  """With the model's own embedded input; then inference from the file."""
+  run = tmp_path / "run"
+  outcome = command("train", *lopa(tiny_flags(
+      "prompt_finetune", MODEL_DIR=str(run), LEARNING_RATE=0.1, **STEPS | {
+          "TRAIN_STEPS": 12, "USE_DROPOUT": False, "BATCH_SIZE": 40,
+          "EVAL_BATCH_SIZE": 8, "LOPA_RANK": rank}), method))
+  assert outcome.status == 0, outcome.err
+  assert losses(run)[-1] < losses(run)[0]
+  inferred = command("infer", *lopa(tiny_flags(
+      "prompt_infer", PROMPT_FILE=str(run / "prompt.safetensors"),
+      PROMPT_LENGTH=3, LOPA_RANK=rank, INFER_OUTPUT_DIR=str(tmp_path / "out")),
+      method))
+  assert inferred.status == 0, inferred.err
+  found = [json.loads(line)["prediction"] for line in
+           (tmp_path / "out" / "file-predict.jsonl").read_text().splitlines()]
+  assert found == predictions(run)
