@@ -13,14 +13,13 @@ al. 2022, arXiv 2208.05577); the output gets a card of the target model.
 """
 
 import argparse
-import os
 import sys
 
 import numpy as np
 
 from prompt_tuning import errors
 from prompt_tuning.checkpoints import base as base_lib
-from prompt_tuning.formats import card, npy, prompt_file
+from prompt_tuning.formats import card, prompt_file
 from prompt_tuning.transfer import recycling
 
 
@@ -111,17 +110,12 @@ def recycle(
       recycling.support(source, source_model, words, num_words, word_offset),
       recycling.support(target, target_model, words, num_words, word_offset),
       recycler, **options)
-  npy.write(output_path, carried)
-  card.write_card(
-      output_path, base_model=target_name,
-      base_fingerprint=card.fingerprint(target),
-      task=known.task if known else "", metric={},
-      step=known.step if known else 0,
-      settings={
-          "recycled_from": os.path.basename(os.path.abspath(prompt_path)),
-          "source_model": known.base_model if known else _name(source_model),
-          "recycler": recycler, "num_words": num_words,
-          "word_offset": word_offset} | options)
+  recycling.write(
+      output_path, carried, prompt_path, known,
+      recycling.model_name(source_model), target_name,
+      card.fingerprint(target),
+      {"recycler": recycler, "num_words": num_words,
+       "word_offset": word_offset} | options)
   return (
       f"{output_path}: {carried.shape[0]} x {carried.shape[1]}, for "
       f"{target_name}; the map leaves {left:.2%} of the variance of "
@@ -129,15 +123,8 @@ def recycle(
 
 
 def _table(path: str) -> tuple[np.ndarray, str]:
-  return base_lib.read_embedding_table(path, np.float32), _name(path)
-
-
-def _name(path: str) -> str:
-  """The folder's name; with its parent's where it is a step's folder."""
-  parent, name = os.path.split(os.path.abspath(path))
-  if name.startswith("checkpoint_"):
-    return os.path.join(os.path.basename(parent), name)
-  return name
+  return (base_lib.read_embedding_table(path, np.float32),
+          recycling.model_name(path))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ At best 88.9 % of recycled prompts were above the target's zero-shot quality;
 measure before you rely on one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import os
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 import optax
 
 from prompt_tuning import checkpoints, errors
+from prompt_tuning.formats import card, npy
 
 # ------------------------------------------------------------------- the maps
 
@@ -112,33 +113,83 @@ def fit(
 RECYCLERS = ("v2v-nn", "v2v-lin", "lin-comb")
 
 
-def recycle(
-    prompt: np.ndarray, source: np.ndarray, target: np.ndarray,
-    recycler: str = "v2v-nn", **options,
-) -> tuple[np.ndarray, float]:
-  """Carries a prompt over by the embeddings of pieces that both models have.
+def learn(
+    source: np.ndarray, target: np.ndarray, recycler: str = "v2v-nn", **options,
+) -> tuple[Callable[[np.ndarray], np.ndarray], float]:
+  """Learns a map by the embeddings of pieces that both models have.
 
   Args:
-    prompt: [P, H] of the source model.
     source: [V, H].
     target: [V, G].
     recycler: one of `RECYCLERS`.
     **options: of `fit`, for "v2v-nn".
 
   Returns:
-    [P, G], float32, and what share of the variance of `target` the map leaves
-    unexplained: 0 is a perfect map, 1 is as bad as the mean.
+    The map [..., H] -> [..., G], float32, and what share of the variance of
+    `target` it leaves unexplained: 0 is a perfect map, 1 is as bad as the mean.
   """
   source, target = np.float32(source), np.float32(target)
   if recycler == "v2v-nn":
     network, params = fit(source, target, **options)
-    carried = network.apply(params, np.float32(prompt))
-    mapped = network.apply(params, source)
+
+    def carry(x):
+      return np.asarray(network.apply(params, np.float32(x)), np.float32)
   else:
     matrix = linear(source, target)
-    carried, mapped = prompt @ matrix, source @ matrix
-  return np.asarray(carried, np.float32), float(
-      loss(mapped, target) / loss(target.mean(axis=0), target))
+
+    def carry(x):
+      return np.float32(x @ matrix)
+
+  return carry, float(
+      loss(carry(source), target) / loss(target.mean(axis=0), target))
+
+
+def recycle(
+    prompt: np.ndarray, source: np.ndarray, target: np.ndarray,
+    recycler: str = "v2v-nn", **options,
+) -> tuple[np.ndarray, float]:
+  """Carries one prompt [P, H] over: [P, G], and the rest as `learn` has it."""
+  carry, left = learn(source, target, recycler, **options)
+  return carry(prompt), left
+
+
+def write(
+    path: str | os.PathLike, carried: np.ndarray, prompt_path: str,
+    known: card.Card | None, source_name: str, target_name: str,
+    target_fingerprint: str, settings: Mapping[str, Any],
+) -> None:
+  """Writes a recycled prompt, and its card of the target model.
+
+  Args:
+    path: made or replaced.
+    carried: [P, G].
+    prompt_path: what it was made of.
+    known: that one's card.
+    source_name: its model, should there be no card.
+    target_name: the model that it is for.
+    target_fingerprint: of that model.
+    settings: of the recycler.
+
+  Raises:
+    UserError: if it cannot be written.
+  """
+  npy.write(path, carried)
+  card.write_card(
+      path, base_model=target_name, base_fingerprint=target_fingerprint,
+      task=known.task if known else "", metric={},
+      step=known.step if known else 0,
+      settings={
+          "recycled_from": os.path.basename(os.path.abspath(prompt_path)),
+          "source_model": known.base_model if known else source_name,
+          **settings})
+
+
+def model_name(path: str) -> str:
+  """The folder's name; with its parent's where it is a step's folder."""
+  parent, name = os.path.split(os.path.abspath(path))
+  if name.startswith("checkpoint_"):
+    return os.path.join(os.path.basename(parent), name)
+  return name
 
 
 def read_words(path: str | os.PathLike) -> list[int]:
