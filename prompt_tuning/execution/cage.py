@@ -18,12 +18,12 @@ of which a system may lack some; `Cage.layers` has those in force:
 Without namespaces and without seccomp there is no cage, and nothing runs.
 
 What it does not protect from: a hole in the kernel, which all programs share;
-being slowed down, as limits are for one program and not for the processor; a
-reader that knows the names of files (only bubblewrap hides those); what is in
-the interpreter's own folders, installed packages included. A program written
-against this cage, say by a walk through the interpreter's memory, can claim to
-have passed; one that merely exits, patches or prints cannot. Where programs are
-hostile and not just wrong, use a virtual machine around all of it.
+being slowed down, or short of memory, as limits are for one program and as many
+run as there are workers; the names of files, which only bubblewrap hides; what
+is in the interpreter's own folders, installed packages included. A program
+written against this cage, say by a walk through the interpreter's memory, can
+claim to have passed; one that merely exits, patches or prints cannot. Where
+programs are hostile and not just wrong, use a virtual machine around all of it.
 """
 
 from collections.abc import Sequence
@@ -180,7 +180,7 @@ def _layers(wanted: tuple[str, ...]) -> tuple[str, ...]:
         and (layer != "user" or os.geteuid() == 0))
     while outer or "seccomp" in layers:
       try:
-        if _run(_PROBE, Limits(), layers).passed:
+        if _run(_PROBE, Limits(seconds=_START_SECONDS), layers).passed:
           return layers
         lacking = "user"  # the interpreter's files are not that user's to read
       except _BrokenError as broken:

@@ -101,6 +101,9 @@ def score(
                       memory_bytes=flags.memory_mib << 20),
       execute_generated_code=flags.execute_generated_code)
   print(f"the cage: limits, {', '.join(cage.layers)}")
+  if not {"bubblewrap", "landlock"} & {*cage.layers}:
+    print("programs can read what their user can: install bubblewrap",
+          file=sys.stderr)
   results_path, summary_path = output_paths(flags.predictions, flags.output)
   results = scoring.run(
       samples, cage, results_path, flags.workers, _Progress())

@@ -50,7 +50,7 @@ def _lock(settings) -> None:
     reading = "user" in layers and bool({"bubblewrap", "landlock"} & {*layers})
     if "user" in layers:
       layer = "user"
-      os.chmod(folder, 0o777)
+      _give(folder, settings["user"])
       namespaces.become(libc, settings["user"], reading)
     layer = "limits"
     threads = settings["threads"]
@@ -66,6 +66,13 @@ def _lock(settings) -> None:
   except (OSError, ValueError, AttributeError) as error:
     os.write(settings["report"], f"broken\n{layer}\n{error}".encode())
     os._exit(1)
+
+
+def _give(folder: str, user: int) -> None:
+  try:
+    os.chown(folder, user, user)
+  except PermissionError:  # bubblewrap's root may not; nobody else is there
+    os.chmod(folder, 0o777)
 
 
 def _run(report: int, source: str, held: list) -> None:
