@@ -388,12 +388,16 @@ def test_divergence_keeps_the_last_good_state(
         lambda count: jnp.where(count < 4, 1.0, jnp.inf)))
 
   make_step, start = step_lib.make_train_step, setup.initial_state
+  shapes = setup.state_shapes
   monkeypatch.setattr(
       step_lib, "make_train_step", lambda model, optimizer, *options:
       make_step(model, spoil(optimizer), *options))
   monkeypatch.setattr(
-      setup, "initial_state", lambda weights, optimizer, mesh:
-      start(weights, spoil(optimizer), mesh))
+      setup, "state_shapes", lambda weights, optimizer, mesh:
+      shapes(weights, spoil(optimizer), mesh))
+  monkeypatch.setattr(
+      setup, "initial_state", lambda weights, optimizer, shapes:
+      start(weights, spoil(optimizer), shapes))
   outcome = command("train", *tiny_flags(
       "prompt_finetune", MODEL_DIR=str(broken), TRAIN_STEPS=20))
   assert outcome.status == 2

@@ -18,7 +18,8 @@ from prompt_tuning import command_line, errors, prompts
 from prompt_tuning.checkpoints import base_config, families, hugging_face
 from prompt_tuning.checkpoints.families import config_json
 from prompt_tuning.models import decoder_only
-from prompt_tuning.train import settings, setup
+from prompt_tuning.train import loop, settings, setup
+from prompt_tuning.train import state as state_lib
 
 CONFIGS = command_line.PACKAGE / "configs"
 PATH = "--gin.INITIAL_CHECKPOINT_PATH='base'"
@@ -297,6 +298,90 @@ def test_deltas(build, delta):
   params, _ = model.abstract()
   assert "prompt" not in params["decoder"]
   assert delta in params["decoder"]["layers_0"]["attention"]["value"]
+
+
+# ------------------------------------------------------------------- baselines
+
+RUN = ["--gin.MODEL_DIR='run'", "--gin.MIXTURE_OR_TASK_NAME='task'",
+       "--gin.TASK_FEATURE_LENGTHS={'inputs': 8, 'targets': 4}",
+       "--gin.TRAIN_STEPS=1000", PATH]
+
+
+def bound(gin, name):
+  """What gin gives to `train` as the argument `name`."""
+  reference = gin.config.get_bindings(loop.train, resolve_references=False)
+  return reference[name].scoped_configurable_fn()
+
+
+@pytest.fixture
+def trained(build, clean_gin):
+  """Which parameters a run trains, by path, and how many all are."""
+
+  def read(*arguments):
+    shapes, _ = build(*arguments[:2], "runs/prompt_finetune", *RUN,
+                      *arguments[2:]).abstract()
+    found, _ = state_lib.split(shapes, bound(clean_gin, "trainable"))
+    return state_lib.flatten(found), count(shapes)
+
+  return read
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_full_fine_tuning_trains_everything(trained, name):
+  found, everything = trained(f"models/{name}", "prompts/full", SCAN)
+  assert count(found) == everything == PUBLISHED[name][0]
+
+
+def test_full_fine_tuning_has_the_optimizer_of_lopas_authors(
+    build, clean_gin):
+  """torch's AdamW on clipped gradients, under a linear schedule."""
+  import optax
+
+  build("models/gpt2", "prompts/full", "runs/prompt_finetune", *RUN,
+        "--gin.WARMUP_STEPS=10")
+  optimizer = bound(clean_gin, "optimizer")
+  params = {"w": jnp.array([3.0, -4.0])}
+  gradient = {"w": jnp.array([30.0, 40.0])}
+  state = optimizer.init(params)
+  rates = [0.0, 1e-6]  # of step 0 and 1, on the way to 1e-5 at step 10
+  for rate in rates:
+    before = params["w"]
+    updates, state = optimizer.update(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+    # Clipped to norm 1, constant gradients: Adam's step is their sign. In
+    # float32 its 1 - 0.999^2 is right to 3e-5.
+    np.testing.assert_allclose(
+        updates["w"], -rate * (1.0 + 0.05 * before), rtol=1e-4)
+  saving = clean_gin.get_configurable(settings.SaveCheckpointConfig)()
+  assert (saving.keep, saving.model_dtype) == (1, "float32")
+
+
+@pytest.mark.parametrize("layers, table, expected", [
+    # Li & Liang's modes 22, 2, 11 and 0, with their 50,258 rows.
+    (2, False, 25_194_496), (2, True, 76_658_688),
+    (1, False, 12_596_224 + 2048), (0, True, 51_464_192 + 2048)])
+def test_top_layers_of_gpt2_medium(trained, layers, table, expected):
+  found, _ = trained(
+      "models/gpt2_medium", "prompts/top_layers", f"--gin.TOP_LAYERS={layers}",
+      f"--gin.TOP_LAYERS_WITH_EMBEDDING={table}",
+      "--gin.NUM_EMBEDDINGS=50258")
+  assert count(found) == expected
+
+
+def test_top_layers_of_an_untied_model_train_its_logits(trained):
+  found, _ = trained(
+      "models/deepseek_coder_1_3b", "prompts/top_layers",
+      "--gin.TOP_LAYERS=1")
+  assert {path.split("/")[1] for path in found} == {
+      "decoder_norm", "layers_23", "logits_dense"}
+
+
+@pytest.mark.parametrize("flag, words", [
+    ("SCAN_LAYERS=True", "SCAN_LAYERS is True"),
+    ("TOP_LAYERS=13", "TOP_LAYERS .*13.*0 to the model's 12")])
+def test_top_layers_that_cannot_be(trained, flag, words):
+  with pytest.raises(Exception, match=words):
+    trained("models/gpt2", "prompts/top_layers", f"--gin.{flag}")
 
 
 @pytest.mark.parametrize("run, flags", [

@@ -7,11 +7,13 @@ not looked at.
 """
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import json
 import os
+import shutil
 import types
 from typing import Any
 
@@ -24,8 +26,20 @@ from prompt_tuning.checkpoints import families, safetensors_files
 from prompt_tuning.checkpoints.families import config_json
 from prompt_tuning.checkpoints.families import weights as weights_lib
 from prompt_tuning.checkpoints.safetensors_files import Tensor
+from prompt_tuning.models import quantized
 
 _EMBEDDING = "token_embedder/embedding"
+
+_SINGLE = "model.safetensors"
+_INDEX = f"{_SINGLE}.index.json"
+
+# What belongs to a model besides its weights, as far as it is data.
+_COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
+    "special_tokens_map.json", "added_tokens.json", "spiece.model",
+    "vocab.json", "merges.txt", "chat_template.jinja",
+    "generation_config.json")
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # A map lists the parameters of so many layers before it is known that they are
 # in the files.
@@ -119,10 +133,10 @@ def _list_tensors(path: str, family: types.ModuleType) -> dict[str, Tensor]:
 
 def _files(path: str, family: types.ModuleType) -> dict[str, set[str]]:
   """The safetensors files of `path`, and which names the index expects."""
-  single = os.path.join(path, "model.safetensors")
+  single = os.path.join(path, _SINGLE)
   if os.path.isfile(single):
     return {single: set()}
-  index = single + ".index.json"
+  index = os.path.join(path, _INDEX)
   if not os.path.isfile(index):
     raise errors.UserError(_no_safetensors(path, family))
   files = collections.defaultdict(set)
@@ -255,15 +269,18 @@ def _check(
 
 
 def save(
-    directory: str | os.PathLike, params: Mapping, config: Any, dtype,
+    directory: str | os.PathLike | None, params: Mapping, config: Any, dtype,
     family: str | None = None, token_ids: Mapping[str, Any] | None = None,
+    max_shard_bytes: int | None = None,
+    gather: Callable[[Any], np.ndarray] = np.asarray,
 ):
   """Writes a directory that transformers loads.
 
   One tensor at a time is held besides `params`.
 
   Args:
-    directory: made if it is not there; files of these names are replaced.
+    directory: made if it is not there; files of these names are replaced. None
+      in a process that only takes part in the gathering.
     params: nested dict of the model's parameters, layers one by one or
       stacked (`layers`, leading axis L).
     config: `Config` of a `models` file, of which `params` are; its keywords do
@@ -275,6 +292,10 @@ def save(
     token_ids: entries of config.json that the weights say nothing of:
       `bos_token_id`, `eos_token_id`, `pad_token_id`. Those of a T5 are known;
       others are null if they are not given.
+    max_shard_bytes: what does not fit into one file of so many bytes becomes
+      several, listed in an index; a larger tensor has a file of its own. None
+      is one file.
+    gather: brings one array to the host.
 
   Raises:
     UserError: if `params` lacks a parameter, or has one that the family has
@@ -283,7 +304,13 @@ def save(
   """
   dtype = np.dtype(dtype)
   written, config, content = _written(config, family)
-  tensors = _by_tensor(written, written.weight_map(config, content), params)
+  tensors = _by_tensor(
+      written, written.weight_map(config, content), params, gather)
+  shards = _shards(tensors, dtype, max_shard_bytes)
+  if directory is None:
+    for names in shards.values():
+      safetensors_files.write(None, {n: tensors[n] for n in names}, dtype)
+    return
   ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
   content = ids | content | dict(token_ids or {}) | {"torch_dtype": dtype.name}
   directory = os.fspath(directory)
@@ -293,11 +320,60 @@ def save(
     raise errors.UserError(
         f"cannot make the folder {directory!r}: "
         f"{formats.why_not_written(error)}") from error
-  safetensors_files.write(
-      os.path.join(directory, "model.safetensors"), tensors, dtype)
+  for file, names in shards.items():
+    safetensors_files.write(
+        os.path.join(directory, file), {n: tensors[n] for n in names}, dtype)
+  _write_json(os.path.join(directory, "config.json"), content)
+  if len(shards) == 1:  # which readers look for first
+    return
+  _write_json(os.path.join(directory, _INDEX), {
+      "metadata": {"total_size": sum(
+          safetensors_files.size(tensors, n, dtype) for n in tensors)},
+      "weight_map": {n: file for file, names in shards.items()
+                     for n in names}})
+  with contextlib.suppress(FileNotFoundError):
+    os.remove(os.path.join(directory, _SINGLE))
+
+
+def token_ids(path: str | os.PathLike) -> dict[str, int]:
+  """The special tokens that a model's config.json names, if it has one."""
+  file = os.path.join(path, "config.json")
+  if not os.path.isfile(file):
+    return {}
+  with checkpoints.reading(file):
+    content = _read_json(file)
+  return {name: content[name] for name in _TOKEN_IDS if name in content}
+
+
+def copy_companions(path: str | os.PathLike, directory: str | os.PathLike):
+  """Copies the tokenizer's files and the like from one model to another."""
+  for name in _COMPANIONS:
+    source = os.path.join(path, name)
+    if os.path.isfile(source):
+      shutil.copyfile(source, os.path.join(directory, name))
+
+
+def _write_json(file: str, content: Mapping):
   formats.write_whole(
-      os.path.join(directory, "config.json"),
-      (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+      file, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _shards(
+    tensors: safetensors_files.Pieces, dtype: np.dtype, limit: int | None
+) -> dict[str, list[str]]:
+  """Which tensors go into which file, filled in the order of their names."""
+  found, left = [], 0
+  for name in sorted(tensors):
+    size = safetensors_files.size(tensors, name, dtype)
+    if not found or (limit is not None and size > left):
+      found.append([])
+      left = limit or 0
+    found[-1].append(name)
+    left -= size
+  if len(found) == 1:
+    return {_SINGLE: found[0]}
+  return {f"model-{i:05}-of-{len(found):05}.safetensors": names
+          for i, names in enumerate(found, 1)}
 
 
 def _written(config, family: str | None) -> tuple[types.ModuleType, Any, dict]:
@@ -335,21 +411,23 @@ def _config_json(family: types.ModuleType, config) -> dict:
 
 
 def _by_tensor(
-    family: types.ModuleType, pieces: weights_lib.Map, params: Mapping
-) -> dict[str, list[tuple[weights_lib.Piece, np.ndarray]]]:
-  """For each tensor to write, its pieces and their values."""
+    family: types.ModuleType, pieces: weights_lib.Map, params: Mapping,
+    gather: Callable[[Any], np.ndarray],
+) -> safetensors_files.Pieces:
+  """For each tensor to write, its pieces and what gives their values."""
   tensors = collections.defaultdict(list)
-  for path, array in _one_by_one(params):
+  for path, shape, value in _one_by_one(params):
     if path not in pieces:
       raise errors.UserError(
           f"Hugging Face's {family.NAME} has no place for the parameter {path}:"
           " save the base model's parameters alone.")
     piece = pieces.pop(path)
-    if np.shape(array) != piece.shape:
+    if shape != piece.shape:
       raise errors.UserError(
-          f"The parameter {path} is {np.shape(array)}, but {piece.shape} in "
+          f"The parameter {path} is {shape}, but {piece.shape} in "
           "the model's configuration: give both of the same model.")
-    tensors[piece.names[0]].append((piece, array))
+    tensors[piece.names[0]].append(
+        (piece, functools.partial(_gathered, gather, value)))
   if pieces:
     raise errors.UserError(
         f"A {family.NAME} cannot be saved without {len(pieces)} of its "
@@ -358,10 +436,24 @@ def _by_tensor(
 
 
 def _one_by_one(params: Mapping):
-  """Yields (path, array), with stacked layers taken apart."""
+  """Yields (path, shape, what gives the array), stacked layers apart."""
   for path, array in flax.traverse_util.flatten_dict(params, sep="/").items():
+    shape = np.shape(array)
     if "/layers/" not in path:
-      yield path, array
+      yield path, shape, functools.partial(_taken, array)
       continue
-    for i, one in enumerate(np.asarray(array)):
-      yield path.replace("/layers/", f"/layers_{i}/"), one
+    for i in range(shape[0]):
+      yield (path.replace("/layers/", f"/layers_{i}/"), shape[1:],
+             functools.partial(_taken, array, i))
+
+
+def _taken(array, layer: int | None = None):
+  """One layer's share; int8 as the floats that it stands for."""
+  if layer is not None:
+    array = jax.tree.map(lambda x: x[layer], array)
+  return (array.astype(np.float32) if isinstance(array, quantized.Int8)
+          else array)
+
+
+def _gathered(gather, value) -> np.ndarray:
+  return np.asarray(gather(value()))

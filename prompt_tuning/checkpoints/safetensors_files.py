@@ -4,7 +4,7 @@ The format: https://github.com/huggingface/safetensors#format. Its library
 checks a header before anything is believed: sizes, offsets, overlaps.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import itertools
@@ -122,16 +122,23 @@ def _opened(file: str):
     yield opened
 
 
-def write(
-    file: str,
-    pieces: Mapping[str, Sequence[tuple[weights.Piece, Any]]],
-    dtype: np.dtype,
-):
+# By tensor, the pieces that make it, each with what gives its values.
+Pieces = Mapping[
+    str, Sequence[tuple[weights.Piece, Callable[[], np.ndarray]]]]
+
+
+def size(pieces: Pieces, name: str, dtype: np.dtype) -> int:
+  """Bytes of one tensor."""
+  return math.prod(pieces[name][0][0].stored) * dtype.itemsize
+
+
+def write(file: str | None, pieces: Pieces, dtype: np.dtype):
   """Writes tensors one after the other; only one is held at a time.
 
   Args:
-    file: to make or to replace.
-    pieces: by tensor, the pieces that make it with their values.
+    file: to make or to replace; None only asks for the values, where another
+      process writes and they are gathered from all.
+    pieces: what to write.
     dtype: of all tensors.
 
   Raises:
@@ -142,16 +149,21 @@ def write(
   word = {d: name for name, d in DTYPES.items()}[dtype]
   end = 0
   for name in sorted(pieces):
-    stored = pieces[name][0][0].stored
-    begin, end = end, end + math.prod(stored) * dtype.itemsize
+    begin, end = end, end + size(pieces, name, dtype)
     header[name] = {
-        "dtype": word, "shape": stored, "data_offsets": [begin, end]}
+        "dtype": word, "shape": pieces[name][0][0].stored,
+        "data_offsets": [begin, end]}
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)  # keeps the values aligned
+  if file is None:
+    for name in sorted(pieces):
+      for _, value in pieces[name]:
+        value()
+    return
   with formats.whole_file(file) as stream:
     stream.write(struct.pack("<Q", len(text)) + text)
     for name in sorted(pieces):
       stored = np.empty(pieces[name][0][0].stored, dtype)
-      for piece, array in pieces[name]:
-        piece.put(np.asarray(array), stored)
+      for piece, value in pieces[name]:
+        piece.put(np.asarray(value()), stored)
       stream.write(stored.reshape(-1).view(np.uint8))

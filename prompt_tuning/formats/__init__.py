@@ -89,13 +89,16 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def whole_folder(
-    path: str | os.PathLike, replace_empty: bool = False
+    path: str | os.PathLike, replace_empty: bool = False,
+    replace: bool = False,
 ) -> Iterator[str]:
   """A folder that appears with all that it holds, or not at all.
 
   Args:
     path: the folder to make when the block ends without an error.
     replace_empty: whether it may be there already, if it holds nothing.
+    replace: whether it may be there already; it stays until the new one is
+      complete.
 
   Yields:
     A folder beside it, to be filled.
@@ -104,7 +107,7 @@ def whole_folder(
     UserError: if `path` exists or cannot be made.
   """
   path = os.path.abspath(path)
-  if os.path.lexists(path):
+  if os.path.lexists(path) and not replace:
     if not replace_empty:
       raise UserError(f"{path!r} exists: give the name of a new folder")
     if os.path.islink(path) or not os.path.isdir(path) or os.listdir(path):
@@ -113,14 +116,18 @@ def whole_folder(
           "one.")
   parent, name = os.path.split(path)
   folder = os.path.join(parent, f".{name}.{os.getpid()}.tmp")
+  old = f"{folder}.old"
   try:
     os.makedirs(parent, exist_ok=True)
     os.mkdir(folder)
     yield folder
+    if replace and os.path.lexists(path):
+      os.rename(path, old)
     os.replace(folder, path)
     fsync_folder(parent)
   except OSError as error:
     raise UserError(
         f"cannot write {path!r}: {why_not_written(error)}") from error
   finally:
-    shutil.rmtree(folder, ignore_errors=True)
+    for leftover in (folder, old):
+      shutil.rmtree(leftover, ignore_errors=True)

@@ -8,9 +8,7 @@ knows nothing of it: as fast as the base, and for any library.
 """
 
 import argparse
-import json
 import os
-import shutil
 import sys
 
 import flax
@@ -22,14 +20,6 @@ from prompt_tuning.checkpoints import base as base_lib
 from prompt_tuning.checkpoints import hugging_face
 from prompt_tuning.formats import peft
 from prompt_tuning.train import state as state_lib
-
-# What belongs to a model besides its weights, as far as it is data.
-_COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
-    "special_tokens_map.json", "added_tokens.json", "spiece.model",
-    "vocab.json", "merges.txt", "chat_template.jinja",
-    "generation_config.json")
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def main(arguments=None):
@@ -85,8 +75,8 @@ def merge(
   merged = delta.merge(state_lib.merge(change, _all_arrays(weights)))
   hugging_face.save(
       output, merged, weights.config, _dtype_to_write(weights),
-      family=weights.family, token_ids=_token_ids(base))
-  _copy_companions(base, output)
+      family=weights.family, token_ids=hugging_face.token_ids(base))
+  hugging_face.copy_companions(base, output)
   return len({path.rsplit("/", 2)[0] for path in state_lib.flatten(change)})
 
 
@@ -102,23 +92,6 @@ def _all_arrays(weights: checkpoints.BaseWeights) -> dict:
 def _dtype_to_write(weights: checkpoints.BaseWeights):
   dtypes = {np.dtype(spec.dtype) for spec in weights.arrays.values()}
   return jnp.bfloat16 if dtypes == {np.dtype(jnp.bfloat16)} else jnp.float32
-
-
-def _token_ids(base: str | os.PathLike) -> dict[str, int]:
-  """The special tokens that the base's config.json names."""
-  file = os.path.join(base, "config.json")
-  if not os.path.isfile(file):
-    return {}
-  with checkpoints.reading(file), open(file, encoding="utf-8") as stream:
-    content = json.load(stream)
-  return {name: content[name] for name in _TOKEN_IDS if name in content}
-
-
-def _copy_companions(base: str | os.PathLike, output: str | os.PathLike):
-  for name in _COMPANIONS:
-    source = os.path.join(base, name)
-    if os.path.isfile(source):
-      shutil.copyfile(source, os.path.join(output, name))
 
 
 if __name__ == "__main__":

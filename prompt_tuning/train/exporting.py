@@ -1,6 +1,7 @@
 """What a run leaves for others: prompts with cards, adapters, whole models."""
 
 from collections.abc import Callable, Mapping
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +12,7 @@ import gin
 import jax
 import numpy as np
 
-from prompt_tuning import formats, versions
+from prompt_tuning import checkpoints, formats, versions
 from prompt_tuning.checkpoints import base, hugging_face, runs
 from prompt_tuning.formats import card, instance, npy, peft
 from prompt_tuning.methods import folding, heads, lora
@@ -33,7 +34,7 @@ def write_configuration(model_dir: str):
 
 
 def writer(
-    folder: str, step: int, model, trainable, weights, base_path: str | None,
+    folder: str, step: int, model, trainable, weights,
     dataset: settings.DatasetConfig, results: Mapping[str, float],
     more: Mapping[str, Any],
 ) -> Callable[[], None]:
@@ -48,7 +49,6 @@ def writer(
     model: what the trained tree belongs to.
     trainable: the trained tree.
     weights: see `prompt_writer`.
-    base_path: see `adapter_writer`.
     dataset: see `prompt_writer`.
     results: see `prompt_writer`.
     more: see `prompt_writer`.
@@ -63,7 +63,7 @@ def writer(
       if own else prompt_writer(
           folder, step, folding.fold(model.module, trainable), weights,
           dataset, results, more))
-  writers = prompt, adapter_writer(folder, model, trainable, base_path)
+  writers = prompt, adapter_writer(folder, model, trainable, weights.source)
 
   def write():
     for one in writers:
@@ -161,7 +161,7 @@ def _card_writer(trainable, step, weights, dataset, results, more):
 
 
 def adapter_writer(
-    folder: str, model, trainable, base_path: str | None
+    folder: str, model, trainable, source: checkpoints.BaseWeights | None
 ) -> Callable[[], None]:
   """A trained LoRA or (IA)3 to be written as a PEFT directory.
 
@@ -170,41 +170,69 @@ def adapter_writer(
     model: has the `delta` and the module's config.
     trainable: the trained tree; without a delta's parameters nothing will be
       written, since the delta is then not this run's.
-    base_path: the base's; a model trained from scratch has no adapter.
+    source: the base, opened; a model trained from scratch has no adapter.
   """
   scope = "lora" if isinstance(model.delta, lora.Lora) else "ia3"
   flat = {path: value for path, value in state_lib.flatten(trainable).items()
           if f"/{scope}/" in path}
-  if model.delta is None or not base_path or not flat:
+  if model.delta is None or source is None or not flat:
     return lambda: None
   flat = _copied(flat)
 
   def write():
-    weights = base.open_base(base_path)
-    if getattr(weights, "config", None) is None:  # T5X's do not say
-      weights = types.SimpleNamespace(
-          path=base_path, family="t5",
+    stated = source
+    if getattr(source, "config", None) is None:  # T5X's do not say
+      stated = types.SimpleNamespace(
+          path=source.path, family="t5",
           config=dataclasses.asdict(model.module.config))
     adapter = peft.from_params(
-        state_lib.unflatten(flat), peft.Base.of(weights), scope.upper(),
+        state_lib.unflatten(flat), peft.Base.of(stated), scope.upper(),
         model.delta)
     peft.save(adapter, os.path.join(folder, ADAPTER_FOLDER))
 
   return write
 
 
-def write_model(folder: str, model, params):
-  """Writes a wholly trained model as a directory that anything can load."""
+def changes_base(trainable, frozen, weights) -> bool:
+  """Whether a run trains parameters of the base, and not only new ones."""
+  return not frozen or any(
+      path not in weights.initialized for path in state_lib.flatten(trainable))
+
+
+def write_model(
+    folder: str, model, params, weights,
+    saving: settings.SaveCheckpointConfig,
+):
+  """Writes a model whose base was trained, in a folder that anything loads.
+
+  The files of the base's tokenizer are copied beside the weights. An earlier
+  folder stays until the new one is complete.
+
+  Args:
+    folder: of the run.
+    model: has the `delta`, which is merged, and the module's config.
+    params: all of the model's; each is gathered when it is written.
+    weights: `setup.Weights`, where the base came from.
+    saving: the weights' dtype in the files, and how large these may be.
+  """
   prompts = _prompts_in(params)  # have files of their own
-  params = _on_host(state_lib.unflatten({
+  params = state_lib.unflatten({
       path: value for path, value in state_lib.flatten(params).items()
-      if path not in prompts}))
+      if path not in prompts})
   if model.delta is not None:
     params = model.delta.merge(params)
-  if jax.process_index() == 0:
+  source = weights.source
+  known = getattr(source, "config", None) is not None  # T5X's do not say
+  target = os.path.join(folder, MODEL_FOLDER)
+  with (formats.whole_folder(target, replace=True)
+        if jax.process_index() == 0 else contextlib.nullcontext()) as made:
     hugging_face.save(
-        os.path.join(folder, MODEL_FOLDER), params, model.module.config,
-        "float32")
+        made, params, model.module.config, saving.model_dtype,
+        source.family if known else None,
+        hugging_face.token_ids(source.path) if known else None,
+        saving.max_shard_bytes, _on_host)
+    if made and known:
+      hugging_face.copy_companions(source.path, made)
 
 
 def _prompts_in(params) -> dict[str, Any]:

@@ -8,7 +8,7 @@ Everything that a run writes lies in its MODEL_DIR:
     prompt.npy  prompt.json       the newest prompt and its card
     adapter/                      the newest LoRA or (IA)3, as PEFT has it
     train.jsonl  inference_eval/  tensorboard/  learning_curve.png
-    hugging_face/                 the whole model, when all of it was trained
+    hugging_face/                 the whole model, when the base was trained too
 """
 
 from collections.abc import Callable, Sequence
@@ -32,6 +32,7 @@ from prompt_tuning.train import (
   sharding,
   stopping,
 )
+from prompt_tuning.train import state as state_lib
 from prompt_tuning.train import step as step_lib
 
 MAX_BAD_STEPS = 3
@@ -112,15 +113,19 @@ def train(
   weights = setup.prepare(
       model, restore_checkpoint_cfg, trainable, mesh, rng)
   frozen = weights.frozen
-  state, state_shapes = setup.initial_state(weights, optimizer, mesh)
+  state_shapes = setup.state_shapes(weights, optimizer, mesh)
 
   # ---------------------------------------------------- compile and restore
   checkpoints = runs.RunCheckpoints(model_dir, keep=save_checkpoint_cfg.keep)
   identity = {"base_fingerprint": weights.base_fingerprint,
               "encoder": getattr(model.instance_encoder, "fingerprint", "")}
+  if checkpoints.steps():
+    weights.trainable = None  # what is restored needs its memory
   restored = checkpoints.latest(state_shapes)
   results, unlogged = {}, None
-  if restored is not None:
+  if restored is None:
+    state = setup.initial_state(weights, optimizer, state_shapes)
+  else:
     _, state, position = restored
     check_same_base(position, identity, model_dir)
     data.set_state(position["data"])
@@ -152,8 +157,7 @@ def train(
           "data": data.get_state(), "results": results,
           "unlogged": averages.unlogged(), **identity}, exporting.writer(
               model_dir, at, model, state.trainable, weights,
-              restore_checkpoint_cfg.path, train_dataset_cfg, results,
-              {"total_steps": total_steps}))
+              train_dataset_cfg, results, {"total_steps": total_steps}))
 
     while first_step < total_steps:  # a run that is done is only evaluated
       batch = sharding.put_batch(next(data), mesh)
@@ -190,8 +194,10 @@ def train(
     if first_step >= total_steps:
       results = evaluator.run(
           first_step, state.trainable, frozen, reporter)
-    if not frozen:
-      exporting.write_model(model_dir, model, state.trainable)
+    if exporting.changes_base(state.trainable, frozen, weights):
+      exporting.write_model(
+          model_dir, model, state_lib.merge(state.trainable, frozen), weights,
+          save_checkpoint_cfg)
   return results
 
 

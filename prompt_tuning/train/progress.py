@@ -100,7 +100,7 @@ class Progress:
     comparison.draw(self._dir, self._folders)
 
   def writer(
-      self, step: int, trainable, weights, base_path, total_steps: int
+      self, step: int, trainable, weights, total_steps: int
   ) -> Callable[[], None]:
     """Writes what each member trained, see `exporting.writer`."""
     writers = []
@@ -109,7 +109,7 @@ class Progress:
                  if name != "training loss"}
       writers.append(exporting.writer(
           self._folders[one.name], step, one.model, self._take(trainable, k),
-          weights, base_path, one.train, results,
+          weights, one.train, results,
           {"total_steps": total_steps, **one.settings}))
 
     def write():

@@ -85,14 +85,26 @@ class SaveCheckpointConfig:
   Attributes:
     period: steps between saves; the last step is always saved.
     keep: how many checkpoints stay; None keeps all.
+    model_dtype: "float32" or "bfloat16", of the whole model that a run writes
+      at its end if it trained the base.
+    max_shard_bytes: of one file of that model; the largest tensor may exceed
+      it.
   """
 
   period: int = 1000
   keep: int | None = 1
+  model_dtype: str = "float32"
+  max_shard_bytes: int = 5_000_000_000
 
   def __post_init__(self):
     check_positive("SAVE_PERIOD (utils.SaveCheckpointConfig.period)",
                    self.period)
+    check_positive("MAX_SHARD_BYTES (utils.SaveCheckpointConfig."
+                   "max_shard_bytes)", self.max_shard_bytes)
+    if self.model_dtype not in ("float32", "bfloat16"):
+      raise errors.UserError(
+          f"MODEL_DTYPE (utils.SaveCheckpointConfig.model_dtype) is "
+          f"{self.model_dtype!r}: it can be float32 or bfloat16.")
 
 
 @gin.configurable(module="prompt_tuning.utils")

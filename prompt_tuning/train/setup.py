@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prompt_tuning import errors, formats
+from prompt_tuning import checkpoints, errors, formats
 from prompt_tuning.checkpoints import base, base_config
 from prompt_tuning.formats import card
 from prompt_tuning.models import quantized
@@ -29,22 +29,24 @@ class Weights:
   """Parameters on their devices, and what is known of their origin.
 
   Attributes:
-    trainable: float32 tree.
+    trainable: float32 tree; None once a state has taken it.
     frozen: tree in the dtype that was asked for.
     trainable_shardings: the trainable tree's shardings.
     base_step: the step that the run counts from.
     base_name: what the base was read from; "" if from scratch.
     base_fingerprint: sha256 of its embedding table; "" if from scratch.
     initialized: paths of the trainable parameters that the base lacks.
+    source: the base's files, opened; None if from scratch.
   """
 
-  trainable: Tree
+  trainable: Tree | None
   frozen: Tree
   trainable_shardings: Tree
   base_step: int
   base_name: str
   base_fingerprint: str
   initialized: tuple[str, ...] = ()
+  source: checkpoints.BaseWeights | None = None
 
 
 def prepare(
@@ -124,49 +126,75 @@ def prepare(
       base_step=(int(getattr(source, "step", None) or 0)
                  if restore.step is None else restore.step),
       base_name=_base_name(restore.path), base_fingerprint=fingerprint,
-      initialized=tuple(path for path in flat if path not in known))
+      initialized=tuple(path for path in flat if path not in known),
+      source=source)
 
 
-def initial_state(
+def state_shapes(
     weights: Weights, optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh, stacked: bool = False,
-) -> tuple[step_lib.TrainState, step_lib.TrainState]:
-  """The state to start from, on its devices.
+) -> step_lib.TrainState:
+  """Shapes and shardings of a run's state.
 
   Args:
-    weights: from `prepare`; their trainable tree becomes part of the state.
+    weights: from `prepare`.
     optimizer: of the trainable tree.
     mesh: devices.
     stacked: whether the trainable tree is of several runs, see
       `train.stacked`.
 
   Returns:
-    The state, and its shapes with shardings.
+    The state's tree of `jax.ShapeDtypeStruct`.
   """
+  abstract = jax.eval_shape(
+      _starting(weights.base_step, optimizer, stacked), weights.trainable)
+  shardings = step_lib.TrainState(
+      sharding.replicated(mesh), weights.trainable_shardings,
+      sharding.state_shardings(
+          abstract.optimizer_state, weights.trainable,
+          weights.trainable_shardings, mesh))
+  return jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      abstract, shardings)
+
+
+def initial_state(
+    weights: Weights, optimizer: optax.GradientTransformation,
+    shapes: step_lib.TrainState, stacked: bool = False,
+) -> step_lib.TrainState:
+  """The state to start from, on its devices.
+
+  Args:
+    weights: from `prepare`; their trainable tree becomes the state's, without
+      a copy, and is no longer theirs.
+    optimizer: of the trainable tree.
+    shapes: from `state_shapes`.
+    stacked: see `state_shapes`.
+  """
+  trainable, weights.trainable = weights.trainable, None
+  return jax.jit(
+      _starting(weights.base_step, optimizer, stacked), donate_argnums=0,
+      out_shardings=jax.tree.map(lambda s: s.sharding, shapes))(trainable)
+
+
+def _starting(base_step: int, optimizer, stacked: bool):
+  """A function trainable tree -> state."""
+
   def start(trainable):
     optimizer_state = optimizer.init(trainable)
-    if not weights.base_step:
+    if not base_step:
       return optimizer_state
     # T5X's Adafactor goes on counting at the checkpoint's step.
-    return adafactor.counting_from(optimizer_state, weights.base_step)
+    return adafactor.counting_from(optimizer_state, base_step)
 
   if stacked:
     start = jax.vmap(start)
 
   def initialize(trainable):
     return step_lib.TrainState(
-        jnp.int32(weights.base_step), trainable, start(trainable))
+        jnp.int32(base_step), trainable, start(trainable))
 
-  abstract = jax.eval_shape(initialize, weights.trainable)
-  shardings = step_lib.TrainState(
-      sharding.replicated(mesh), weights.trainable_shardings,
-      sharding.state_shardings(
-          abstract.optimizer_state, weights.trainable,
-          weights.trainable_shardings, mesh))
-  state = jax.jit(initialize, out_shardings=shardings)(weights.trainable)
-  return state, jax.tree.map(
-      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-      abstract, shardings)
+  return initialize
 
 
 def _base_name(path: str | None) -> str:

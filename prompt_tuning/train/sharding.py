@@ -9,6 +9,7 @@ that one model runs on one device, on eight, and on many hosts:
   model  parameters are split within a layer, batches are copied.
 """
 
+import math
 import os
 from typing import Any, Mapping, Sequence
 
@@ -26,6 +27,8 @@ Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 # The logical axes of T5X and of the original, and the mesh axes they are split
 # over. Put a rule in front to override one: the first that has the name counts.
+# A later one is for what is still whole then, as the biases of inner widths
+# are, so that with full sharding no device holds more than its share.
 LOGICAL_AXIS_RULES: Rules = (
     ("batch", BATCH_AXES),
     ("vocab", "model"),
@@ -46,6 +49,10 @@ LOGICAL_AXIS_RULES: Rules = (
     ("prefix", None),
     ("tasks", None),
     ("lora_rank", None),
+    ("vocab", "fsdp"),
+    ("mlp", "fsdp"),
+    ("heads", "fsdp"),
+    ("joined_kv", "fsdp"),
 )
 
 
@@ -114,15 +121,16 @@ def partition_spec(
         f"logical axes {tuple(names)} name {len(names)} dimensions of an array "
         f"of shape {tuple(shape)}; name each of its {len(shape)}.")
   taken = set()
-  spec = []
-  for name, length in zip(names, shape, strict=True):
-    axes = _mesh_axes(name, rules)
-    split = int(np.prod([sizes[axis] for axis in axes]))
-    if split == 1 or length % split or taken & set(axes):
-      spec.append(None)
-      continue
-    taken |= set(axes)
-    spec.append(axes if len(axes) > 1 else axes[0])
+  spec = [None] * len(shape)
+  choices = [_mesh_axes(name, rules) for name in names]
+  for rank in range(max(map(len, choices), default=0)):
+    for i, (length, axes_of) in enumerate(zip(shape, choices, strict=True)):
+      axes = axes_of[rank] if rank < len(axes_of) else ()
+      split = math.prod(sizes[axis] for axis in axes)
+      if spec[i] or split == 1 or length % split or taken & set(axes):
+        continue
+      taken |= set(axes)
+      spec[i] = axes if len(axes) > 1 else axes[0]
   return PartitionSpec(*spec)
 
 
@@ -306,16 +314,20 @@ def initialize_distributed(
   processes.initialize(**settings)
 
 
-def _mesh_axes(name: str | None, rules: Rules) -> tuple[str, ...]:
-  """The mesh axes of a logical axis, () for one that stays whole."""
+def _mesh_axes(name: str | None, rules: Rules) -> list[tuple[str, ...]]:
+  """The mesh axes of a logical axis, by rule; () is for one that stays whole.
+
+  A first rule that keeps the axis whole has no second.
+  """
   if name is None:
-    return ()
-  for known, axes in rules:
-    if known == name:
-      return (axes,) if isinstance(axes, str) else tuple(axes or ())
+    return []
+  found = [(axes,) if isinstance(axes, str) else tuple(axes or ())
+           for known, axes in rules if known == name]
+  if found:
+    return found if found[0] else []
   raise UserError(
       f"logical axis {name!r} has no rule; use one of "
-      f"{', '.join(known for known, _ in rules)}, or add a rule.")
+      f"{', '.join(dict(rules))}, or add a rule.")
 
 
 def _batch_shards(mesh: Mesh) -> int:

@@ -172,7 +172,7 @@ def train_members(
   evaluators = _evaluators(together, mesh, model_dir, eval_steps)
   weights = _weights(together, restore_checkpoint_cfg, trainable, mesh)
   frozen = weights.frozen
-  state, state_shapes = setup.initial_state(
+  state_shapes = setup.state_shapes(
       weights, first.optimizer, mesh, stacked=True)
 
   # ---------------------------------------------------- compile and restore
@@ -183,7 +183,10 @@ def train_members(
               "members": [one.name for one in together]}
   restored = checkpoints.latest(state_shapes)
   position = {}
-  if restored is not None:
+  if restored is None:
+    state = setup.initial_state(
+        weights, first.optimizer, state_shapes, stacked=True)
+  else:
     _, state, position = restored
     loop.check_same_base(position, identity, model_dir)
     _check_same_members(position, identity, model_dir)
@@ -215,9 +218,7 @@ def train_members(
     def save(step):
       checkpoints.save(step, state, {
           "data": data.get_state(), "progress": run.state(), **identity},
-          run.writer(
-              step, state.trainable, weights, restore_checkpoint_cfg.path,
-              total_steps))
+          run.writer(step, state.trainable, weights, total_steps))
 
     for step in range(first_step + 1, total_steps + 1):
       state, metrics = train_step(

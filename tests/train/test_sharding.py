@@ -53,7 +53,9 @@ def test_mesh_of_another_number_of_devices_is_refused(arguments, sentence):
     (("heads", "relpos_buckets"), (4, 32), P("model", None)),
     (("prompt", "embed"), (100, 16), P(None, "fsdp")),
     (("batch", "length", "embed"), (8, 4, 16), P(("data", "fsdp"), None, None)),
-    (("mlp", "heads"), (8, 8), P("model", None)),  # An axis is taken once.
+    (("mlp", "heads"), (8, 8), P("model", "fsdp")),  # An axis is taken once.
+    (("mlp",), (8,), P("model")),
+    (("lora_rank", "prompt"), (8, 8), P(None, None)),
     ((None, "mlp"), (8, 8), P(None, "model")),
     ((), (), P()),
     (None, (3, 4), P()),
