@@ -43,6 +43,10 @@ BATCH = {
 # The same texts for a decoder-only model, in T5X's manner: 0 starts them.
 DECODER_TARGETS = BATCH["encoder_input_tokens"]
 DECODER_INPUTS = np.pad(DECODER_TARGETS, ((0, 0), (1, 0)))[:, :-1]
+# Three labels of 3, 2 and 4 tokens after the first two of the texts.
+LABEL_TOKENS = np.array(
+    [[11, 4, 1, 0], [6, 1, 0, 0], [17, 90, 28, 1]], np.int32)
+LABEL_INDEX = np.array([1, 0], np.int32)
 # The last ids are T5's sentinels: tasks 2, 0 and 1.
 TASK_TOKENS = np.array([[125], [127], [126]], np.int32)
 
@@ -262,6 +266,64 @@ def combined():
   return kept
 
 
+def valid_labels(folder):
+  """Scores, losses and gradients of the models that weigh labels."""
+  from flax import traverse_util
+  import jax
+  from prompt_tuning.extended.perceptron.train import models as theirs
+
+  folder_of_gin = "prompt_tuning/configs/architectures"
+  module = module_of(f"""
+from prompt_tuning import prompts
+from prompt_tuning.train import prompts as train_prompts
+include '{folder_of_gin}/prompt_encoder_t5_1_1_flaxformer.gin'
+PROMPT_LENGTH = 3
+{_PROMPT}""", folder)
+  count, repeated = len(LABEL_INDEX), len(LABEL_TOKENS)
+  tokens = np.repeat(
+      BATCH["encoder_input_tokens"][:count, None], repeated, axis=1)
+  labels = np.repeat(LABEL_TOKENS[None], count, axis=0)
+  examples = {
+      "encoder_input_tokens": tokens,
+      "decoder_input_tokens": np.pad(
+          labels, ((0, 0), (0, 0), (1, 0)))[..., :-1],
+      "decoder_target_tokens": labels,
+      "decoder_loss_weights": (labels > 0).astype(np.int32),
+      "is_correct": np.arange(repeated) == LABEL_INDEX[:, None]}
+  shapes = jax.eval_shape(lambda: module.init(
+      jax.random.PRNGKey(0), tokens[0], labels[0], labels[0],
+      enable_dropout=False))["params"]
+  params = {path: draw(path, leaf.shape) for path, leaf in
+            traverse_util.flatten_dict(shapes, sep="/").items()}
+  vocabulary = types.SimpleNamespace(eos_id=1)
+  common = {"module": module, "input_vocabulary": vocabulary,
+            "output_vocabulary": vocabulary, "optimizer_def": None,
+            "z_loss": 1e-4}
+  models = {
+      "cross_entropy": theirs.CrossEntropyEncoderDecoderModel(True, **common),
+      "smoothed": theirs.CrossEntropyEncoderDecoderModel(
+          False, label_smoothing=0.1, **common),
+      "perceptron": theirs.PerceptronLossEncoderDecoderModel(
+          0.0, True, **common),
+      "hinge": theirs.PerceptronLossEncoderDecoderModel(0.2, False, **common)}
+  kept, path = {}, "encoder/prompt/prompt/prompt"
+  for name, model in models.items():
+
+    def loss(prompt, model=model):
+      whole = traverse_util.unflatten_dict({**params, path: prompt}, sep="/")
+      return model.loss_fn(whole, examples, None)[0], model._compute_logits(
+          whole, examples, None)
+
+    (value, scores), gradient = jax.jit(
+        jax.value_and_grad(loss, has_aux=True))(params[path])
+    kept |= {f"{name}/loss": value, f"{name}/scores": scores,
+             f"{name}/grad": gradient}
+  whole = traverse_util.unflatten_dict(params, sep="/")
+  kept["predicted"] = models["perceptron"].predict_batch_with_aux(
+      whole, examples)[0]
+  return kept
+
+
 def per_layer_decoder(folder):
   """Logits and gradients of the per-layer prompts of a decoder-only model."""
   from flax import traverse_util
@@ -323,7 +385,8 @@ def main():
   with jax.default_matmul_precision("highest"):
     made = {case: outputs(case, folder) for case in CASES}
     made |= {"multitask_combined": combined(), "wayward": wayward(),
-             "per_layer_decoder": per_layer_decoder(folder)}
+             "per_layer_decoder": per_layer_decoder(folder),
+             "valid_labels": valid_labels(folder)}
   for name, kept in made.items():
     path = FOLDER / f"{name}.npz"
     np.savez_compressed(path, **{k: np.asarray(v) for k, v in kept.items()})

@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 
 from prompt_tuning import errors
-from prompt_tuning.data import features, token_ids
+from prompt_tuning.data import features, token_ids, valid_labels
 
 Batch = dict[str, np.ndarray]
 Lengths = Mapping[str, int]
@@ -95,11 +95,14 @@ class TrainBatches:
     bucket, rows = self._plan[step]
     rows = rows[self._rows]
     found = [(self._tasks[task][0], int(row)) for task, row in rows]
+    length = self._lengths["targets"]
     batch = self._encoding.padded(
         [examples.ids("inputs", row) for examples, row in found],
         [examples.ids("targets", row) for examples, row in found],
-        int(bucket), self._lengths["targets"])
-    return batch | _encodings(found)
+        int(bucket), length)
+    labels = valid_labels.batch_features(
+        found, length, max(len(one.labels) for one, _ in self._tasks))
+    return batch | _encodings(found) | labels
 
   def get_state(self) -> dict[str, Any]:
     """The position, to keep in a checkpoint as JSON."""
@@ -123,8 +126,8 @@ class EvalBatch(NamedTuple):
   """A batch of evaluation.
 
   Attributes:
-    features: of the encoding's `names`, and `instance_encodings` where there
-      are any; this process' rows.
+    features: of the encoding's `names`, `instance_encodings` and those of
+      `valid_labels` where there are any; this process' rows.
     indices: [B] the examples in the rows of the whole batch.
     is_real: [B] False in rows that only fill the last batch; such a row
       repeats the last example with loss weights 0.
@@ -188,7 +191,9 @@ def _eval_batch(
        for i in indices[rows]],
       buckets[int(np.searchsorted(buckets, longest))], targets_length)
   batch["decoder_loss_weights"] *= is_real[rows, None]
-  batch |= _encodings([(examples, i) for i in indices[rows]])
+  found = [(examples, i) for i in indices[rows]]
+  batch |= _encodings(found) | valid_labels.batch_features(
+      found, targets_length, len(examples.labels))
   return EvalBatch(batch, indices, is_real)
 
 

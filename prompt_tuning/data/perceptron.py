@@ -2,7 +2,8 @@
 
 `X_perceptron_train` holds the end of the training set out for validation,
 `X_perceptron_test` is the set's own validation split; both have `label_texts`,
-so the prediction is the likeliest label word. `X_generation_…` are the same
+so the prediction is the likeliest label word, and models that weigh labels
+against each other can train on them. `X_generation_…` are the same
 examples with decoded predictions, `X_rank_classification_…` their label words
 scored one by one.
 """

@@ -51,6 +51,8 @@ class Examples:
       the ids if the task has none.
     encodings: [N, E] float32 by another network, see `encodings`; None if
       there is none. They have files of their own.
+    labels: ids of all that targets can be, for models that weigh them against
+      each other; () for others. They are not in the files.
   """
 
   task_name: str
@@ -59,6 +61,7 @@ class Examples:
   truncated: Mapping[str, Truncation]
   fingerprint: str
   encodings: np.ndarray | None = None
+  labels: tuple[tuple[int, ...], ...] = ()
 
   def __len__(self) -> int:
     return len(self.arrays["inputs_offsets"]) - 1

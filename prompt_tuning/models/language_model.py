@@ -6,7 +6,7 @@ becomes logits and how decoding starts.
 
 from collections.abc import Callable, Mapping
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -42,6 +42,10 @@ class LanguageModel:
       differs by example, see `data.encodings`; None: such a prompt encodes
       the model's own embedded input.
   """
+
+  # Whether batches must have the labels of their tasks, see
+  # `data.valid_labels`; such a model has `label_scores`.
+  weighs_labels: ClassVar[bool] = False
 
   module: nn.Module
   output_vocabulary: Any
@@ -157,14 +161,18 @@ class LanguageModel:
       self, params, batch, weights, label_smoothing=0.0, z_loss=0.0,
       dropout_rng=None):
     hidden = self.hidden(params, batch, dropout_rng)
-    # No others: gradients would be made of all that could be read.
+    return losses.of_hidden(
+        self._head, self._read_by_head(params), hidden,
+        batch["decoder_target_tokens"], weights, label_smoothing, z_loss,
+        dropout_rng)
+
+  def _read_by_head(self, params):
+    """No other parameters: gradients would be made of all that could be read.
+    """
     decoder = params["decoder"]
-    read = ({"decoder": {"logits_dense": decoder["logits_dense"]}}
+    return ({"decoder": {"logits_dense": decoder["logits_dense"]}}
             if "logits_dense" in decoder
             else {"token_embedder": params["token_embedder"]})
-    return losses.of_hidden(
-        self._head, read, hidden, batch["decoder_target_tokens"], weights,
-        label_smoothing, z_loss, dropout_rng)
 
   def _head(self, params, hidden, rng=None):
     return self._apply(

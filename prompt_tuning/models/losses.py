@@ -73,6 +73,59 @@ def cross_entropy(
   return loss + z_term, z_term
 
 
+def log_likelihoods(
+    head: Head,
+    params: Any,
+    hidden: Array,
+    targets: Array,
+    rng: Array | None = None,
+) -> Array:
+  """The log-probability of each token, to be differentiated as a whole.
+
+  Where a loss is not their sum, a chunk's gradient must wait for it: backward,
+  each chunk's logits are made again.
+
+  Args:
+    head: see `of_hidden`.
+    params: see `of_hidden`.
+    hidden: [B, U, H].
+    targets: [B, U] int32.
+    rng: see `of_hidden`.
+
+  Returns:
+    [B, U] float32.
+  """
+  cut, join, count = _chunks(head, params, hidden, rng)
+
+  @jax.checkpoint
+  def chunk(arguments):
+    hidden, targets, rng = arguments
+    return -cross_entropy(head(params, hidden, rng), targets, 0.0, 0.0)[0]
+
+  rngs = None if rng is None else jax.random.split(rng, count)
+  return join(lax.map(chunk, (cut(hidden), cut(targets), rngs)))
+
+
+def _chunks(head, params, hidden, rng):
+  """Functions that cut [B, U, …] into chunks and join them, and their number.
+  """
+  batch, length, _ = hidden.shape
+  vocab_size = jax.eval_shape(head, params, hidden[:, :1], rng).shape[-1]
+  rows = max(_LEAST_ROWS, _LOGITS // vocab_size)
+  count = min(length, -(-batch * length // rows))
+  size = -(-length // count)
+  extra = count * size - length
+
+  def cut(x):  # [B, U, ...] -> [count, B, C, ...]
+    x = jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2))
+    return jnp.swapaxes(x.reshape(batch, count, size, *x.shape[2:]), 0, 1)
+
+  def join(x):
+    return jnp.swapaxes(x, 0, 1).reshape(batch, -1)[:, :length]
+
+  return cut, join, count
+
+
 def of_hidden(
     head: Head,
     params: Any,
@@ -99,20 +152,7 @@ def of_hidden(
     The scalar sum of loss * weight, and the losses of each token, through
     which no gradient goes.
   """
-  batch, length = targets.shape
-  vocab_size = jax.eval_shape(head, params, hidden[:, :1], rng).shape[-1]
-  rows = max(_LEAST_ROWS, _LOGITS // vocab_size)
-  count = min(length, -(-batch * length // rows))
-  size = -(-length // count)
-  extra = count * size - length
-
-  def cut(x):  # [B, U, ...] -> [count, B, C, ...]
-    x = jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2))
-    return jnp.swapaxes(x.reshape(batch, count, size, *x.shape[2:]), 0, 1)
-
-  def join(x):
-    return jnp.swapaxes(x, 0, 1).reshape(batch, -1)[:, :length]
-
+  cut, join, count = _chunks(head, params, hidden, rng)
   rngs = None if rng is None else jax.random.split(rng, count)
   total, losses = _summed(
       head, (label_smoothing, z_loss), params, cut(hidden), cut(targets),

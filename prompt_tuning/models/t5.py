@@ -388,6 +388,19 @@ class EncoderDecoder(nn.Module):
     encoded = self.encode(
         encoder_input_tokens, enable_dropout=enable_dropout,
         instance=instance)
+    return self.decoder_hidden(
+        encoded, encoder_input_tokens, decoder_input_tokens,
+        enable_dropout=enable_dropout)
+
+  def decoder_hidden(
+      self,
+      encoded: Array,
+      encoder_input_tokens: Array,
+      decoder_input_tokens: Array,
+      *,
+      enable_dropout: bool,
+  ) -> Array:
+    """Encodings [B, P + T, H] and shifted targets [B, U] -> [B, U, H]."""
     return self.decoder(
         encoded, visible(encoder_input_tokens, encoded.shape[1]),
         decoder_input_tokens, enable_dropout=enable_dropout)

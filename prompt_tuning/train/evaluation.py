@@ -30,6 +30,8 @@ class Runner:
     self._predict = compiled(step_lib.make_predict_step(model))
     self._score = compiled(step_lib.make_score_step(model))
     self._score_first = compiled(step_lib.make_score_first_step(model))
+    self._labels = (compiled(step_lib.make_label_step(model))
+                    if model.weighs_labels else None)
 
   def batches(
       self, examples: token_ids.Examples, dataset: settings.DatasetConfig,
@@ -91,6 +93,9 @@ class Runner:
   def rank(self, trainable, frozen, examples, dataset, labels):
     """Log-probability of every label after every example: [N, labels].
 
+    A model that weighs labels has scores of its own, see
+    `models.valid_labels`.
+
     Args:
       trainable: tree.
       frozen: tree.
@@ -99,6 +104,10 @@ class Runner:
       labels: the ids of each label, see `label_ids`. Where each is a single
         token, one pass gives all.
     """
+    if self._labels is not None:
+      return np.concatenate([
+          np.asarray(self._labels(trainable, frozen, batch))[:real]
+          for batch, real in self.batches(examples, dataset)])
     if all(len(ids) == 1 for ids in labels):
       tokens = np.asarray(labels, np.int32)[:, 0]
       return np.concatenate([

@@ -1,5 +1,6 @@
 """From dataset settings to batches: the data side of train, eval and infer."""
 
+import dataclasses
 import importlib
 import os
 
@@ -12,6 +13,7 @@ from prompt_tuning.data import (
   features,
   tasks,
   token_ids,
+  valid_labels,
 )
 from prompt_tuning.methods import multitask
 from prompt_tuning.train import settings, sharding
@@ -66,15 +68,22 @@ def tokenized(
   if model.instance_encoder is not None:
     examples = encodings.attach(examples, model.instance_encoder, cache)
   multitask.check_examples(model.module, examples)
-  return examples
+  if not model.weighs_labels:
+    return examples
+  return dataclasses.replace(examples, labels=valid_labels.ids_of(
+      task, model.output_vocabulary, dataset.task_feature_lengths))
 
 
 def train_examples(
     dataset: settings.DatasetConfig, model, model_dir: str,
 ) -> list[tuple[token_ids.Examples, float]]:
   """The tokenised tasks of a dataset with their rates."""
-  return [(tokenized(task, dataset, model, model_dir), rate)
-          for task, rate in members(dataset) if rate > 0]
+  found = [(tokenized(task, dataset, model, model_dir), rate)
+           for task, rate in members(dataset) if rate > 0]
+  for examples, _ in found:
+    if examples.labels:
+      valid_labels.check_targets(examples)
+  return found
 
 
 def train_batches(

@@ -238,6 +238,15 @@ def make_score_step(model) -> Callable[..., jax.Array]:
   return score_step
 
 
+def make_label_step(model) -> Callable[..., jax.Array]:
+  """A function (trainable, frozen, batch) -> scores of labels [B, C]."""
+
+  def label_step(trainable, frozen, batch):
+    return model.label_scores(state_lib.merge(trainable, frozen), batch)
+
+  return label_step
+
+
 def make_score_first_step(model) -> Callable[..., jax.Array]:
   """A function (trainable, frozen, batch, tokens [C]) -> [B, C]."""
 

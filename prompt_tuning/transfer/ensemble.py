@@ -132,6 +132,11 @@ class Repeated:
     """See `LanguageModel`."""
     return self.model.features
 
+  @property
+  def weighs_labels(self):
+    """See `LanguageModel`."""
+    return self.model.weighs_labels
+
   def predict(self, params, batch, rng: Array | None = None) -> Array:
     """[B, N, U] int32."""
     return self._apart(self.model.predict(params, self._repeated(batch), rng))
@@ -139,6 +144,11 @@ class Repeated:
   def score(self, params, batch) -> Array:
     """[B, N] float32."""
     return self._apart(self.model.score(params, self._repeated(batch)))
+
+  def label_scores(self, params, batch) -> Array:
+    """[B, C, N] float32."""
+    return jnp.moveaxis(self._apart(
+        self.model.label_scores(params, self._repeated(batch))), 1, -1)
 
   def _repeated(self, batch: Mapping[str, Array]) -> dict[str, Array]:
     # An example's rows adjoin, so they stay on the device that has it.
