@@ -68,7 +68,10 @@ class Limits:
   """What one program may use.
 
   Attributes:
-    seconds: of wall-clock time, and of processor time over all threads.
+    seconds: of processor time, all threads together, so that a busy machine
+      makes no program fail.
+    wall_seconds: by the clock, for a program that waits; None for three times
+      `seconds`.
     memory_bytes: of address space, the interpreter's included.
     threads: at once.
     files: open at once.
@@ -77,6 +80,7 @@ class Limits:
   """
 
   seconds: float = 10.0
+  wall_seconds: float | None = None
   memory_bytes: int = 2 << 30
   threads: int = 64
   files: int = 64
@@ -84,6 +88,8 @@ class Limits:
   folder_bytes: int = 64 << 20
 
   def __post_init__(self):
+    if self.wall_seconds is None:
+      object.__setattr__(self, "wall_seconds", 3 * self.seconds)
     for field in dataclasses.fields(self):
       if not 0 < getattr(self, field.name) < 1 << 62:
         raise errors.UserError(
@@ -244,7 +250,7 @@ def _watched(
         reading, text = bool(piece), text + piece
         if not started and text.startswith(_READY):
           started, start = True, time.monotonic()
-          deadline = start + limits.seconds
+          deadline = start + limits.wall_seconds
         if len(text) > _REPORT_BYTES:
           return _failed("it wrote into the report", start)
         continue
@@ -257,19 +263,24 @@ def _watched(
   if not started:
     _, layer, *_ = *text.decode("utf-8", "replace").split("\n"), None, None
     raise _BrokenError(layer)
-  return _judged(text[len(_READY):], token, process.returncode, start)
+  return _judged(
+      text[len(_READY):], token, process.returncode, start, limits.seconds)
 
 
 def _judged(
     report: bytes, token: bytes, status: int | None, start: float,
+    limit: float,
 ) -> Outcome:
   """From what was reported and how the process ended, if it did."""
+  seconds = time.monotonic() - start
   if report == token:
-    return Outcome(True, "passed", time.monotonic() - start)
+    return Outcome(True, "passed", seconds)
   # Processes around the program tell of a signal as 128 and its number.
   number = None if status is None else -status if status < 0 else status - 128
-  if status is None or number == signal.SIGXCPU:
-    return Outcome(False, "timed out", time.monotonic() - start)
+  # At the limit comes SIGXCPU; if a program ignores it, SIGKILL.
+  if status is None or number == signal.SIGXCPU or (
+      number == signal.SIGKILL and seconds >= limit):
+    return Outcome(False, "timed out", seconds)
   if report.startswith(b"failed: "):
     return _failed(report[8:].decode("utf-8", "replace"), start)
   if number in signal.valid_signals():

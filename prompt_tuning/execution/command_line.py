@@ -54,7 +54,8 @@ def parser(
       f"they count as failed, they do not count (default: {missing})")
   made.add_argument(
       "--timeout", type=float, default=seconds, metavar="SECONDS",
-      help=f"for one program (default: {seconds:g})")
+      help="of processor time for one program, and three times that by the "
+      f"clock (default: {seconds:g})")
   made.add_argument(
       "--memory_mib", type=int, default=2048,
       help="address space of one program (default: 2048)")

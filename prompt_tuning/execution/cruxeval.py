@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from prompt_tuning.execution import prediction_files, scoring
 
-SECONDS = 10.0  # the original's limit
+SECONDS = 10.0  # the original's limit, there by the clock
 KS = (1, 5)
 
 KEY = "id"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from prompt_tuning.execution import prediction_files, scoring
 
-SECONDS = 15.0  # the original's limit
+SECONDS = 15.0  # the original's limit, there by the clock
 KS = (1, 2, 5, 10, 50, 100, 1000)
 
 KEY = "task_id"

@@ -21,7 +21,7 @@ from prompt_tuning import errors
 from prompt_tuning.execution import cage
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-LIMITS = cage.Limits(seconds=2)
+LIMITS = cage.Limits(seconds=1, wall_seconds=4)
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux has what the cage is made of")
@@ -260,7 +260,7 @@ def test_contains(attacked, attack):
   assert not outcome.passed
   assert re.search(ATTACKS[attack][1], outcome.result), outcome
   assert "a caller's word" not in outcome.result
-  assert outcome.seconds < LIMITS.seconds + 1.5
+  assert outcome.seconds < LIMITS.wall_seconds + 1.5
 
 
 def test_leaves_other_programs_alone(attacked):
@@ -305,6 +305,17 @@ def test_ends_processes_where_they_are_allowed(attack, monkeypatch):
   assert not outcome.passed
   assert _until(lambda: not _marked(mark))
   assert caged.run("x = 1").passed
+
+
+def test_time_on_the_processor_is_what_counts():
+  caged = cage.Cage(
+      cage.Limits(seconds=1, wall_seconds=20), execute_generated_code=True)
+
+  waiting = caged.run("import time\ntime.sleep(2.5)")
+  working = caged.run("while True: pass")
+
+  assert waiting.passed and waiting.seconds >= 2.5
+  assert working.result == "timed out" and working.seconds < 20
 
 
 def test_gives_the_same_result_every_time():
