@@ -283,6 +283,28 @@ def test_sizes_from_the_checkpoint(build, clean_gin, folder):
   assert (start == table[[5, 6, 3, 7, 5, 6]]).all()
 
 
+def test_projections_that_are_one_in_the_checkpoint(tmp_path, folder):
+  """As the family's map has them; the gin files of models say the same."""
+  path, _ = folder
+  assert base_config.fused_projections(path) == ()
+  for name, config in (("gpt2", PUBLISHED["gpt2"][1]),
+                       ("phi3", PUBLISHED["phi_3_mini_4k"][1])):
+    family = families.of_type(config["model_type"], name)
+    own = family.Config(**family.read_config(config_json.ConfigJson(
+        name, config | {
+            "n_embd": 8, "n_layer": 1, "n_head": 2, "hidden_size": 8,
+            "num_hidden_layers": 1, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "intermediate_size": 8,
+            "vocab_size": 9, "n_positions": 9})))
+    params = {
+        ours: np.zeros(piece.shape, np.float32)
+        for ours, piece in family.weight_map(own, {}).items()}
+    hugging_face.save(
+        tmp_path / name, state_lib.unflatten(params), own, "float32", name)
+    assert base_config.fused_projections(tmp_path / name) == (
+        "query", "key", "value")
+
+
 def test_what_is_no_decoder_only_checkpoint(tiny_base, tmp_path):
   with pytest.raises(errors.UserError, match="not a decoder-only model"):
     base_config.causal_lm_config(tiny_base)
@@ -354,6 +376,29 @@ def test_full_fine_tuning_has_the_optimizer_of_lopas_authors(
         updates["w"], -rate * (1.0 + 0.05 * before), rtol=1e-4)
   saving = clean_gin.get_configurable(settings.SaveCheckpointConfig)()
   assert (saving.keep, saving.model_dtype) == (1, "float32")
+
+
+# What PEFT trains of each model with the targets of LOPA's authors.
+LORA = {
+    "phi_2": 7_864_320, "phi_3_mini_4k": 6_291_456,
+    "codegen_350m": 1_310_720, "codegen2_3_7b": 4_194_304,
+    "deepseek_coder_1_3b": 4_718_592, "deepseek_coder_7b_v1_5": 11_796_480,
+    "llama_3_8b": 9_437_184, "gpt2_medium": 1_572_864}
+
+
+@pytest.mark.parametrize("name", LORA)
+@pytest.mark.parametrize("rank", [16, 4])
+def test_lora_of_lopas_authors(trained, name, rank):
+  found, everything = trained(
+      f"models/{name}", "prompts/lora_code", SCAN, f"--gin.LORA_RANK={rank}")
+  assert count(found) == LORA[name] * rank // 16
+  assert everything == PUBLISHED[name][0] + count(found)
+
+
+def test_prompt_tuning_trains_the_prompt_alone(trained):
+  found, _ = trained("models/phi_2_prompt", "models/causal_lm_prompt",
+                     "--gin.PROMPT_LENGTH=10", SCAN)
+  assert count(found) == 10 * 2560
 
 
 @pytest.mark.parametrize("layers, table, expected", [

@@ -22,6 +22,8 @@ _FREE = ("dtype", "dropout_rate", "scan_layers", "remat", "fused_attention",
 _SIZES = ("vocab_size", "embed_dim", "mlp_dim", "num_layers",
           "num_encoder_layers", "num_decoder_layers")
 
+_PROJECTIONS = ("query", "key", "value")
+
 # What None means in a configuration, for fields in which it means a size.
 _NONE_MEANS = {"num_kv_heads": "num_heads", "rotary_dim": "head_dim"}
 
@@ -50,6 +52,22 @@ def causal_lm_config(
         "file: for a T5 or a RoBERTa take its own file of "
         "prompt_tuning/configs/models.")
   return causal_lm.Config(**stated, **running)
+
+
+def fused_projections(path: str | os.PathLike) -> tuple[str, ...]:
+  """Our projections of attention that the checkpoint's model has as one.
+
+  Args:
+    path: see `base.open_base`.
+
+  Returns:
+    Their names, ("query", "key", "value") or none; see `lora.Lora.fused`.
+  """
+  pieces = getattr(base.open_base(path), "pieces", {})
+  places = {
+      name: pieces[kernel].names for name in _PROJECTIONS
+      if (kernel := f"decoder/layers_0/attention/{name}/kernel") in pieces}
+  return _PROJECTIONS if len(set(places.values())) == 1 else ()
 
 
 def _is_decoder_only(weights: checkpoints.BaseWeights) -> bool:

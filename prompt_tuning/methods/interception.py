@@ -89,6 +89,11 @@ def inside(module: nn.Module, name: str):
   return module.scope.push(name, reuse=True)
 
 
+def beside(module: nn.Module, sibling: str, name: str):
+  """`inside` of the module `sibling` of the same parent, used yet or not."""
+  return module.scope.parent.push(sibling, reuse=True).push(name, reuse=True)
+
+
 def matches(patterns: Sequence[str], path: str) -> bool:
   """Whether any pattern matches the whole path."""
   return any(re.fullmatch(pattern, path) for pattern in patterns)

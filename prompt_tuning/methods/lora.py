@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 from typing import Any
 
+from flax import traverse_util
 import flax.linen as nn
 from flax.linen import partitioning
 import jax
@@ -39,22 +40,30 @@ def added(kernel: Array, a: Array, b: Array, scale: float) -> Array:
   return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
 
 
-class Matrices(nn.Module):
-  """The trained pair: a [in, R] and b [R, out], float32."""
+class Down(nn.Module):
+  """The trained a [in, R], float32."""
 
   rank: int
-  features: int
   axes: tuple[str, str]
 
   @nn.compact
-  def __call__(self, width: int) -> tuple[Array, Array]:
-    a = partitioning.param_with_axes(
+  def __call__(self, width: int) -> Array:
+    return partitioning.param_with_axes(
         "a", _uniform, (width, self.rank), jnp.float32,
         axes=(self.axes[0], "lora_rank"))
-    b = partitioning.param_with_axes(
-        "b", nn.initializers.zeros, (self.rank, self.features), jnp.float32,
+
+
+class Up(nn.Module):
+  """The trained b [R, out], float32."""
+
+  rank: int
+  axes: tuple[str, str]
+
+  @nn.compact
+  def __call__(self, features: int) -> Array:
+    return partitioning.param_with_axes(
+        "b", nn.initializers.zeros, (self.rank, features), jnp.float32,
         axes=("lora_rank", self.axes[1]))
-    return a, b
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +86,21 @@ class Lora:
       `.*attention/(query|value)`. Unrolled layers are `…/layers_0/…`, scanned
       ones `…/layers/…`.
     dropout: of the delta's input, in training steps with USE_DROPOUT.
+    fused: names of targets beside each other, such as query, key and value,
+      that have one a together: what a delta of GPT-2's `c_attn` is, where the
+      three are one projection. The first one, which the model must also use
+      first, holds it.
   """
 
   rank: int = 8
   alpha: float = 16.0
   targets: Sequence[str] = (r".*attention/(query|value)",)
   dropout: float = 0.0
+  fused: Sequence[str] = ()
 
   def __post_init__(self):
     interception.check_patterns("Lora.targets", self.targets)
+    interception.check_patterns("Lora.fused", self.fused)
     if type(self.rank) is not int or self.rank < 1:
       raise errors.UserError(
           f"LORA_RANK (Lora.rank) is {self.rank!r}: it must be a whole number "
@@ -111,7 +126,25 @@ class Lora:
 
   def merge(self, params: Mapping[str, Any]) -> dict:
     """See `interception.Delta`."""
-    return merge(params, self.scale)
+    return merge(self.unshared(params), self.scale)
+
+  def unshared(self, params: Mapping[str, Any]) -> dict:
+    """The tree with the a of `fused` beside each b that it belongs to."""
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    for path in [p for p in flat if p.endswith(f"/{SCOPE}/b")]:
+      dense = path.removesuffix(f"/{SCOPE}/b")
+      owner = self._owner(dense)
+      flat[f"{dense}/{SCOPE}/a"] = flat[f"{owner}/{SCOPE}/a"]
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+  def _owner(self, path: str) -> str:
+    """The path of the Dense that holds the a of the one at `path`."""
+    parent, _, name = path.rpartition("/")
+    if name in self.fused:
+      for other in self.fused:
+        if interception.matches(self.targets, f"{parent}/{other}"):
+          return f"{parent}/{other}"
+    return path
 
   def _call(self, plain, module: layers.Dense, x: Array) -> Array:
     a, b = self._matrices(module, x.shape[-1])
@@ -126,16 +159,27 @@ class Lora:
     return added(kernel, kept * a, b, self.scale)
 
   def _matrices(self, module, width: int) -> tuple[Array, Array]:
-    return Matrices(
-        self.rank, module.features, module.axes,
-        parent=interception.inside(module, SCOPE))(width)
+    a = Down(self.rank, module.axes, parent=self._scope_of_a(module))(width)
+    b = Up(self.rank, module.axes, parent=interception.inside(
+        module, SCOPE))(module.features)
+    return a, b
+
+  def _scope_of_a(self, module):
+    path = "/".join(module.path)
+    owner = self._owner(path)
+    if owner == path:
+      return interception.inside(module, SCOPE)
+    return interception.beside(module, owner.rpartition("/")[2], SCOPE)
 
   def _dropped(self, module, x: Array) -> Array:
     # The engine gives this key in steps with dropout, and in no others.
     if not self.dropout or not module.has_rng("dropout"):
       return x
     keep = 1.0 - self.dropout
-    mask = jax.random.bernoulli(module.make_rng("dropout"), keep, x.shape)
+    key = (module.scope.parent.rngs["dropout"].as_jax_rng()
+           if module.name in self.fused  # one a has one input
+           else module.make_rng("dropout"))
+    mask = jax.random.bernoulli(key, keep, x.shape)
     return jnp.where(mask, x / keep, 0)
 
 

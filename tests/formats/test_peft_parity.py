@@ -148,6 +148,24 @@ def test_deltas(pair, family, kind):
   assert np.abs(ours - both.ours(both.module(), {}, None)).max() > 1e-2
 
 
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "codegen", "bloom"])
+def test_fused_deltas(pair, family):
+  """One a of queries, keys and values: PEFT has it at the very rank."""
+  both = pair(family)
+  names = ("query", "key", "value")
+  delta = lora.Lora(2, 6.0, (".*attention/(query|key|value)",), fused=names)
+  extra = delta_params(both.shapes(both.module(), delta), "lora")
+  adapter = peft.from_params(
+      flax.traverse_util.unflatten_dict(extra, sep="/"), both.base, "LORA",
+      delta)
+  assert (adapter.config["r"], adapter.config["lora_alpha"]) == (2, 6)
+  assert sum(x.size for x in adapter.tensors.values()) == sum(
+      x.size for x in extra.values())
+  ours = both.ours(both.module(), extra, delta)
+  np.testing.assert_allclose(both.pefts(adapter), ours, atol=2e-5)
+  assert np.abs(ours - both.ours(both.module(), {}, None)).max() > 1e-2
+
+
 def prompt_params(both, kind):
   rng, length = np.random.default_rng(0), 3
   width, path = both.base.embed_dim, both.base.prompt_path

@@ -3,6 +3,7 @@
 import functools
 import types
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,9 +110,10 @@ def test_bfloat16_activations_stay(dense):
 
 def test_training_starts_from_the_base():
   """a is uniform below 1/sqrt(in), as PEFT's; b is zero."""
-  module = lora.Matrices(3, 7, ("embed", "mlp"))
-  params = module.init(jax.random.key(0), 400)["params"]
-  a, b = np.asarray(params["a"]), params["b"]
+  axes = ("embed", "mlp")
+  a = np.asarray(lora.Down(3, axes).init(
+      jax.random.key(0), 400)["params"]["a"])
+  b = lora.Up(3, axes).init(jax.random.key(0), 7)["params"]["b"]
   assert a.shape == (400, 3) and b.shape == (3, 7)
   assert a.dtype == b.dtype == np.float32
   assert 0.95 / 20 < np.abs(a).max() <= 1 / 20
@@ -198,6 +200,86 @@ def run_init(delta, config, factory, tokens):
   with lora.interception.applied(delta):
     return causal_lm.CausalLM(config, factory).init(
         jax.random.key(0), tokens)["params"]
+
+
+# ------------------------------------------------------ one a of several layers
+
+
+FUSED = lora.Lora(2, 3.0, (".*attention/(query|key|value)",),
+                  fused=("query", "key", "value"))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_fused_delta_is_one_with_equal_a(scan):
+  """Logits; and by the chain rule, the gradient of a is the sum of theirs."""
+  config = causal_lm.Config(
+      vocab_size=30, embed_dim=8, num_layers=2, num_heads=4, num_kv_heads=2,
+      head_dim=2, mlp_dim=10, scan_layers=scan)
+  module = causal_lm.CausalLM(config)
+  tokens = np.array([[5, 9, 8, 29], [3, 12, 4, 2]])
+  with lora.interception.applied(FUSED):
+    shapes = jax.eval_shape(
+        module.init, jax.random.key(0), tokens)["params"]
+  random = np.random.RandomState(0)
+  params = jax.tree.map(
+      lambda x: np.asarray(0.5 * random.randn(*x.shape), np.float32), shapes)
+  deltas = [path for path in state_lib.flatten(params) if "/lora/" in path]
+  layers_ = ["layers"] if scan else ["layers_0", "layers_1"]
+  assert sorted(deltas) == sorted(
+      f"decoder/{layer}/attention/{name}" for layer in layers_ for name in (
+          "query/lora/a", "query/lora/b", "key/lora/b", "value/lora/b"))
+  apart = lora.Lora(2, 3.0, FUSED.targets)
+
+  def total(delta, params):
+    logits = run(delta, module, params, tokens)
+    return (logits * np.linspace(-1, 1, logits.size).reshape(
+        logits.shape)).sum(), logits
+
+  (_, found), ours = jax.value_and_grad(
+      functools.partial(total, FUSED), has_aux=True)(params)
+  (_, expected), theirs = jax.value_and_grad(
+      functools.partial(total, apart), has_aux=True)(FUSED.unshared(params))
+  assert_relative(np.asarray(found), np.asarray(expected))
+  merged = run(None, module, FUSED.merge(params), tokens)
+  assert_relative(np.asarray(merged), np.asarray(expected))
+  ours, theirs = state_lib.flatten(ours), state_lib.flatten(theirs)
+  for path in deltas:
+    gradient = theirs[path]
+    if path.endswith("/a"):
+      gradient = sum(
+          theirs[path.replace("query", name)] for name in FUSED.fused)
+    assert np.abs(gradient).max() > 1e-2
+    assert_relative(np.asarray(ours[path]), np.asarray(gradient), 2e-5)
+
+
+def test_a_fused_deltas_input_is_dropped_once():
+  """Equal siblings then give equal outputs; others draw masks of their own."""
+
+  class Pair(nn.Module):
+
+    @nn.compact
+    def __call__(self, x):
+      return [layers.Dense(4, ("embed", "mlp"), name=name)(x)
+              for name in ("query", "key")]
+
+  x = np.random.RandomState(0).randn(3, 50).astype(np.float32)
+  both = {}
+  for fused in (("query", "key"), ()):
+    delta = lora.Lora(
+        2, 3.0, ("query", "key"), dropout=0.5, fused=fused)
+    with lora.interception.applied(delta):
+      params = Pair().init(jax.random.key(0), x)["params"]
+    random = np.random.RandomState(1)
+    a, b, kernel = (random.randn(*shape).astype(np.float32)
+                    for shape in ((50, 2), (2, 4), (50, 4)))
+    values = {"a": a, "b": b, "kernel": kernel}
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, _: values[path[-1].key], params)  # noqa: B023
+    both[bool(fused)] = run(
+        delta, Pair(), params, x, rngs={"dropout": jax.random.key(2)})
+  np.testing.assert_array_equal(*both[True])
+  assert np.abs(np.subtract(*both[False])).max() > 0.1
+  assert np.abs(both[True][0] - x @ kernel - x @ a @ b * 1.5).max() > 0.1
 
 
 # --------------------------------------------------------------- what it costs

@@ -68,6 +68,8 @@ def from_params(
     raise errors.UserError(
         f"{kind} needs the delta that was trained, for its settings: give "
         "from_params the model's `delta`.")
+  if kind == "LORA":
+    params = method.unshared(params)
   ours = _by_layer(params, scope)
   chosen, left = [], set(ours)
   for module in base.modules.values():
