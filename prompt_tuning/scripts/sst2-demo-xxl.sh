@@ -1,54 +1,19 @@
 #!/usr/bin/env bash
-# Trains a prompt for SST-2 on T5 1.1 XXL, adapted to language modelling: 50,000
-# steps of 32 sentences, each layer split over several devices.
+# sst2-demo.sh with T5 1.1 XXL: 50,000 steps of 32 sentences, each layer split
+# over several devices.
 #
 #   sst2-demo-xxl.sh MODEL_DIR TFDS_DATA_DIR [--gin.NAME=VALUE ...]
 #
-# The variables below may be set in the environment instead.
+# The variables of sst2-demo.sh, and the one below, may be set in the
+# environment.
 set -euo pipefail
 
-MODEL_DIR="${1:-${MODEL_DIR:-}}"
-TFDS_DATA_DIR="${2:-${TFDS_DATA_DIR:-}}"
-PRETRAINED_MODEL="${PRETRAINED_MODEL:-t5_1_1_lm100k_xxl/checkpoint_1100000}"
-VOCABULARY_FILE="${VOCABULARY_FILE:-sentencepiece.model}"
 # Over how many devices a layer is split; their number is a multiple of it.
 MODEL_PARALLEL="${MODEL_PARALLEL:-8}"
-# Those of the base are counted, too; with a Hugging Face directory, which says
-# none, 50_000.
-TRAIN_STEPS="${TRAIN_STEPS:-1_150_000}"
-PYTHON="${PYTHON:-python3}"
 
-if [[ -z "${MODEL_DIR}" || -z "${TFDS_DATA_DIR}" ]]; then
-  echo "usage: sst2-demo-xxl.sh MODEL_DIR TFDS_DATA_DIR" \
-    "[--gin.NAME=VALUE ...]" >&2
-  exit 2
-fi
-if [[ ! -d "${PRETRAINED_MODEL}" ]]; then
-  echo "error: There is no ${PRETRAINED_MODEL}: copy it from" \
-    "gs://t5-data/pretrained_models/t5x/t5_1_1_lm100k_xxl and set" \
-    "PRETRAINED_MODEL." >&2
-  exit 2
-fi
-if [[ ! -f "${VOCABULARY_FILE}" ]]; then
-  echo "error: There is no ${VOCABULARY_FILE}: copy it from" \
-    "gs://t5-data/vocabs/cc_all.32000.100extra and set VOCABULARY_FILE." >&2
-  exit 2
-fi
-
-exec "${PYTHON}" -m prompt_tuning.train \
-  --gin_file="prompt_tuning/configs/models/t5_1_1_xxl_prompt.gin" \
-  --gin_file="prompt_tuning/configs/prompts/from_class_labels.gin" \
-  --gin_file="prompt_tuning/configs/runs/prompt_finetune.gin" \
-  --gin.CLASS_LABELS="['positive', 'negative']" \
-  --gin.MODEL_DIR="'${MODEL_DIR}'" \
-  --gin.MIXTURE_OR_TASK_NAME="'taskless_glue_sst2_v200_examples'" \
-  --gin.TASK_FEATURE_LENGTHS="{'inputs': 512, 'targets': 8}" \
-  --gin.INITIAL_CHECKPOINT_PATH="'${PRETRAINED_MODEL}'" \
-  --gin.VOCABULARY_FILE="'${VOCABULARY_FILE}'" \
-  --gin.TRAIN_STEPS="${TRAIN_STEPS}" \
-  --gin.USE_CACHED_TASKS="False" \
+DEMO="sst2-demo-xxl.sh" SIZE="xxl" exec \
+  "$(dirname "${BASH_SOURCE[0]}")/sst2-demo.sh" "${1:-}" "${2:-}" \
   --gin.BATCH_SIZE="32" \
   --gin.WEIGHT_DTYPE="'bfloat16'" \
   --gin.sharding.make_mesh.model="${MODEL_PARALLEL}" \
-  --tfds_data_dir="${TFDS_DATA_DIR}" \
   "${@:3}"

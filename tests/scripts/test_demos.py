@@ -96,7 +96,7 @@ def test_folders_may_come_from_the_environment(demo, name, tmp_path):
   ended, given = demo(
       name, **{folder: "elsewhere", "TFDS_DATA_DIR": str(tmp_path)})
   assert ended.returncode == 0, ended.stderr
-  assert given[-1] == f"--tfds_data_dir={tmp_path}"
+  assert f"--tfds_data_dir={tmp_path}" in given
   assert any(argument.endswith("_DIR='elsewhere'") for argument in given)
 
 
@@ -104,7 +104,8 @@ def test_folders_may_come_from_the_environment(demo, name, tmp_path):
 def test_what_is_missing_is_told(demo, name, tmp_path):
   ended, given = demo(name, "only one")
   assert ended.returncode == 2 and given is None
-  assert re.fullmatch(r"usage: \S+\.sh (MODEL|EVAL)_DIR .*\n", ended.stderr)
+  assert re.fullmatch(
+      rf"usage: {name}\.sh (MODEL|EVAL)_DIR .*\n", ended.stderr)
   missing = {"PRETRAINED_MODEL": "copy it from gs://t5-data/pretrained_models",
              "VOCABULARY_FILE": "copy it from gs://t5-data/vocabs"}
   if name.endswith("eval"):
@@ -115,6 +116,16 @@ def test_what_is_missing_is_told(demo, name, tmp_path):
     assert ended.returncode == 2 and given is None
     assert ended.stderr.startswith("error: There is no not/there: ")
     assert words in ended.stderr and ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_other_sizes(demo, tmp_path, size):
+  ended, given = demo("sst2-demo", "folder", str(tmp_path), SIZE=size)
+  assert ended.returncode == 0, ended.stderr
+  assert given[2].endswith(f"/models/t5_1_1_{size}_prompt.gin")
+  ended, _ = demo("sst2-demo", "folder", str(tmp_path), SIZE=size,
+                  PRETRAINED_MODEL="")
+  assert f"no t5_1_1_lm100k_{size}/checkpoint_1100000: copy" in ended.stderr
 
 
 def test_the_wheel_has_them(monkeypatch):
