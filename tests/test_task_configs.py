@@ -5,13 +5,21 @@ Oracles: the data's own files, and the numbers of PEFT's tutorial.
 
 import re
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from prompt_tuning import command_line
 from prompt_tuning.data import tasks
 from prompt_tuning.decoding import beam, sampling
-from prompt_tuning.train import epochs, schedules, settings
+from prompt_tuning.train import (
+  adafactor,
+  epochs,
+  optimizers,
+  schedules,
+  settings,
+)
 
 CONFIGS = command_line.PACKAGE / "configs"
 
@@ -112,6 +120,40 @@ def test_the_tutorials_steps_and_rates(tutorial):
   for step in (0, 1, 175, 349, 350):
     np.testing.assert_allclose(
         schedule(step), 3e-2 * (350 - step) / 350, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("model, optimizer, rate", [
+    ("t5_1_1_default_prompt", adafactor.Adafactor, 0.3),
+    ("causal_lm_from_checkpoint_prompt", optimizers.AdamW, 1e-2)])
+def test_the_recommended_recipe(configure, model, optimizer, rate):
+  """A tenth of the steps up, then down to 0, for either kind of model.
+
+  Oracle: the steps of one number with the optimizer itself at these rates.
+  """
+  gin = configure(
+      f"models/{model}", "prompts/from_sampled_vocab",
+      "runs/prompt_finetune_recommended", TRAIN_STEPS=20, MODEL_DIR="run",
+      INITIAL_CHECKPOINT_PATH="base", MIXTURE_OR_TASK_NAME="docstring_package",
+      TASK_FEATURE_LENGTHS={"inputs": 8, "targets": 8})
+  assert gin.query_parameter("%INITIAL_STEP") == 0
+  rates = [rate * (step / 2 if step < 2 else (20 - step) / 18)
+           for step in range(21)]
+  made = gin.get_configurable(optimizer)()
+  plain = optimizer(
+      lambda step: jnp.asarray(rates)[step], **{
+          "multiply_by_parameter_scale": False, "weight_decay_rate": 1e-5}
+      if optimizer is adafactor.Adafactor else {})
+  found, expected = ({"x": jnp.full((2, 3), 2.0)} for _ in range(2))
+  states = made.init(found), plain.init(expected)
+  for step in range(20):
+    gradient = {"x": jnp.full((2, 3), 1.0 + step)}
+    one, first = made.update(gradient, states[0], found)
+    two, second = plain.update(gradient, states[1], expected)
+    found, expected = (optax.apply_updates(a, b) for a, b in (
+        (found, one), (expected, two)))
+    states = first, second
+    np.testing.assert_allclose(found["x"], expected["x"], rtol=1e-5)
+  assert abs(float(found["x"][0, 0]) - 2.0) > rate
 
 
 @pytest.mark.parametrize("run,batch_size,data", [

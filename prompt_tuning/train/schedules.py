@@ -107,7 +107,7 @@ def create_learning_rate_scheduler(
 def linear_decay(
     base_learning_rate: float,
     total_steps: int,
-    warmup_steps: int = 0,
+    warmup_steps: float = 0,
     step_offset: int = 0,
 ) -> Schedule:
   """Up from 0 over the warm-up, then down to 0 at the last step.
@@ -117,7 +117,7 @@ def linear_decay(
   Args:
     base_learning_rate: the rate at the end of the warm-up.
     total_steps: steps from `step_offset` to where the rate is 0.
-    warmup_steps: the first of these steps.
+    warmup_steps: the first of these steps; below 1, a share of them.
     step_offset: step of the run that the schedule counts from.
 
   Returns:
@@ -126,6 +126,8 @@ def linear_decay(
   Raises:
     UserError: when the warm-up is longer than the whole.
   """
+  if 0 < warmup_steps < 1:
+    warmup_steps = round(warmup_steps * total_steps)
   if not 0 <= warmup_steps <= total_steps:
     raise UserError(
         f"linear_decay.warmup_steps = {warmup_steps} must be between 0 and "

@@ -73,6 +73,8 @@ def test_linear_decay_is_its_closed_form():
   schedule = linear_decay(2.0, total_steps=10, warmup_steps=4, step_offset=100)
   rates = [schedule(100 + step) for step in (0, 1, 4, 7, 10, 12)]
   np.testing.assert_allclose(rates, [0, 0.5, 2, 1, 0, 0])
+  share = linear_decay(2.0, 10, warmup_steps=0.4, step_offset=100)
+  assert [share(100 + step) for step in (0, 1, 4, 7, 10, 12)] == rates
 
 
 @pytest.mark.parity
