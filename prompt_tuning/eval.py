@@ -29,6 +29,7 @@ def evaluate(
     trainable: Sequence[str] = (),
     prompt_file: str | None = None,
     adapter: str | None = None,
+    run_dir: str | None = None,
     random_seed: int = 0,
     mesh: Callable[[], jax.sharding.Mesh] = sharding.make_mesh,
 ) -> dict[str, float]:
@@ -43,6 +44,7 @@ def evaluate(
       are then initialised, the prompt's from `prompt_file`.
     prompt_file: checked against the base by its card; None if there is none.
     adapter: see `application.start`.
+    run_dir: see `application.start`.
     random_seed: for initialisation and sampling.
     mesh: makes the device mesh.
 
@@ -56,6 +58,7 @@ def evaluate(
       model=model, dataset=dataset_cfg, restore=restore_checkpoint_cfg,
       output_dir=output_dir, output_setting="EVAL_OUTPUT_DIR",
       trainable=trainable, prompt_file=prompt_file, adapter=adapter,
+      run_dir=run_dir,
       random_seed=random_seed, mesh=mesh)
   step = applied.weights.base_step
   results = {}

@@ -26,6 +26,7 @@ def infer(
     trainable: Sequence[str] = (),
     prompt_file: str | None = None,
     adapter: str | None = None,
+    run_dir: str | None = None,
     random_seed: int = 0,
     mesh: Callable[[], jax.sharding.Mesh] = sharding.make_mesh,
 ) -> list[str]:
@@ -40,6 +41,7 @@ def infer(
     trainable: see `eval.evaluate`.
     prompt_file: see `eval.evaluate`.
     adapter: see `application.start`.
+    run_dir: see `application.start`.
     random_seed: for initialisation and sampling.
     mesh: makes the device mesh.
 
@@ -56,6 +58,7 @@ def infer(
       model=model, dataset=dataset_cfg, restore=restore_checkpoint_cfg,
       output_dir=output_dir, output_setting="INFER_OUTPUT_DIR",
       trainable=trainable, prompt_file=prompt_file, adapter=adapter,
+      run_dir=run_dir,
       random_seed=random_seed, mesh=mesh)
   written = []
   for task, _ in applied.members:

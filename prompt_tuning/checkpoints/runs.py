@@ -410,6 +410,40 @@ def on_host(array: Any) -> np.ndarray:
   return np.asarray(array)
 
 
+def trained(
+    path: str | os.PathLike,
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """What a run has trained, from its newest intact checkpoint.
+
+  Args:
+    path: the run's folder, or one of its `checkpoint_N`.
+
+  Returns:
+    The trained parameters by path, and the position they were saved with.
+
+  Raises:
+    UserError: if there is no intact checkpoint.
+  """
+  path = os.path.abspath(path)
+  folder = path
+  if not os.path.exists(os.path.join(path, _MANIFEST)):
+    names = os.listdir(path) if os.path.isdir(path) else []
+    steps = sorted(int(found[1]) for found in map(_NAME.fullmatch, names)
+                   if found)
+    folders = [os.path.join(path, f"checkpoint_{step}") for step in steps]
+    if not folders:
+      raise UserError(
+          f"There is no checkpoint_N of a run in {path}: give the MODEL_DIR of "
+          "a training, or one of its checkpoints.")
+    folder = next(
+        (one for one in reversed(folders) if damage(one) is None), folders[-1])
+  arrays = read(folder)  # says so if it is damaged
+  prefix = "trainable/"
+  return ({name.removeprefix(prefix): array for name, array in arrays.items()
+           if name.startswith(prefix)},
+          _read_manifest(folder)["position"])
+
+
 def save_numpy(
     directory: str | os.PathLike, step: int, arrays: Mapping[str, Any]
 ) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from prompt_tuning import errors
-from prompt_tuning.checkpoints import base
+from prompt_tuning.checkpoints import base, runs
 from prompt_tuning.formats import instance, peft
 from prompt_tuning.methods import heads
 from prompt_tuning.train import evaluation, inputs, settings, setup, sharding
@@ -61,6 +61,7 @@ def start(
     adapter: str | None,
     random_seed: int,
     mesh: Callable[[], jax.sharding.Mesh],
+    run_dir: str | None = None,
 ) -> Application:
   """Loads everything; refuses what cannot work before weights are read.
 
@@ -77,6 +78,7 @@ def start(
       is then the plain one.
     random_seed: for initialisation and sampling.
     mesh: makes the device mesh.
+    run_dir: the folder of a training of this model, whatever it trained.
 
   Raises:
     UserError: on any bad setting or file.
@@ -89,6 +91,8 @@ def start(
   if adapter:
     model, given = adapted(model, adapter, restore.path, prompt_file)
     trainable = [re.escape(path) for path in state_lib.flatten(given)]
+  elif run_dir:
+    given = _trained(model, run_dir, restore.path, trainable)
   elif prompt_file:
     given = _instance_parameters(model, prompt_file)
   model.check_lengths(dataset.task_feature_lengths)
@@ -99,6 +103,39 @@ def start(
   return Application(
       model, weights, members, dataset, output_dir, rng,
       evaluation.Runner(model, mesh))
+
+
+def _trained(
+    model, run_dir: str, base_path: str | None, patterns: Sequence[str]
+) -> dict[str, Any]:
+  """The parameters that a run has trained, as the model has them.
+
+  Raises:
+    UserError: if they were trained on another base, or are not those that the
+      model trains.
+  """
+  found, position = runs.trained(run_dir)
+  if base_path and position.get("base_fingerprint") not in (
+      "", base.fingerprint(base_path)):
+    raise errors.UserError(
+        f"The run in {run_dir} trained on other base weights than "
+        f"CHECKPOINT_PATH {base_path}: give the same.")
+  wanted, _ = state_lib.split(model.abstract()[0], patterns)
+  wanted = {path: leaf.shape for path, leaf in
+            state_lib.flatten(wanted).items()}
+  if wanted != {path: array.shape for path, array in found.items()}:
+    raise errors.UserError(
+        f"The run in {run_dir} trained {_listed(found)}, but the gin files' "
+        f"model trains {_listed(wanted)} of other names or shapes: take the "
+        "files and settings of the run (its config.gin has them).")
+  return state_lib.unflatten(found)
+
+
+def _listed(paths) -> str:
+  """Some of the paths, and how many there are."""
+  paths = sorted(paths)
+  return f"{len(paths)} parameters ({', '.join(paths[:2])}, …)" if (
+      len(paths) > 2) else " and ".join(paths)
 
 
 def _instance_parameters(model, prompt_file: str) -> dict[str, Any] | None:
