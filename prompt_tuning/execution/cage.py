@@ -229,10 +229,12 @@ def _run(source: str, limits: Limits, layers: Sequence[str]) -> Outcome:
     try:
       return _watched(process, report, token, folder, limits)
     finally:
-      # The whole session; and, by the kernel, the whole process namespace.
-      with contextlib.suppress(ProcessLookupError):
+      # The whole session; and, by the kernel, the whole process namespace,
+      # which is gone, too, once its first process is. Not after a wait: the
+      # number may then be another's.
+      if process.returncode is None:
         os.killpg(process.pid, signal.SIGKILL)
-      process.wait()
+        process.wait()
 
 
 def _watched(
@@ -283,8 +285,9 @@ def _judged(
     return Outcome(False, "timed out", seconds)
   if report.startswith(b"failed: "):
     return _failed(report[8:].decode("utf-8", "replace"), start)
+  names = {known.value: known.name for known in signal.Signals}
   if number in signal.valid_signals():
-    return _failed(f"ended by {signal.Signals(number).name}", start)
+    return _failed(f"ended by {names.get(number, f'signal {number}')}", start)
   return _failed(
       f"it left, with status {status}, before the end of the check", start)
 

@@ -106,6 +106,11 @@ ATTACKS = {
         "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, "
         "signal.valid_signals())\nwhile True: pass", "timed out"),
     "_exit": ("import os\nos._exit(0)", "status 0"),
+    "a real-time signal's status": ("import os\nos._exit(163)", "signal 35"),
+    "real-time signal": (
+        "import os, signal\nos.kill(os.getpid(), signal.SIGRTMIN + 1)",
+        "signal 35"),
+    "no known status": ("import os\nos._exit(250)", "status 250"),
     "exit": ("import sys\nsys.exit(0)", "SystemExit"),
     "SystemExit": ("raise SystemExit", "SystemExit"),
     "exit in a test's exception": (

@@ -111,9 +111,9 @@ def _fail(report: int, error: BaseException) -> None:
 
 def _refuse_inspection(event: str, arguments: tuple) -> None:
   """An audit hook, which stays: no way to the objects of other frames."""
-  if event.startswith("gc.") or event == "sys._current_frames" or (
-      event == "import" and arguments[0] == "_ctypes"):
-    raise ImportError(f"{event} is not there for a generated program")
+  name = arguments[0] if event == "import" else event
+  if name in ("_ctypes", "sys._current_frames") or event.startswith("gc."):
+    raise ImportError(f"{name} is not there for a generated program")
 
 
 if __name__ == "__main__":
