@@ -71,7 +71,7 @@ def missing_problems(
     flags: argparse.Namespace, known: Mapping[str, dict],
     predictions: Sequence[prediction_files.Prediction],
 ) -> list[str]:
-  """The problems without a prediction, those that are to count as failed.
+  """The problems without a prediction, which are also printed.
 
   Raises:
     UserError: if there are some and there may be none.
@@ -83,7 +83,7 @@ def missing_problems(
     becomes = {"wrong": "count as failed", "leave_out": "do not count"}
     print(f"{len(names)} of {len(known)} problems have no prediction and "
           f"{becomes[flags.missing]}, {names[0]} the first of them")
-  return names if flags.missing == "wrong" else []
+  return names
 
 
 def score(
@@ -109,9 +109,11 @@ def score(
   results = scoring.run(
       samples, cage, results_path, flags.workers, _Progress())
   found = scoring.summary(
-      results, cage, flags.k, flags.seed, missing, leave_out_skipped)
-  content = found | {"predictions": str(flags.predictions),
-                     "problem_file": str(flags.problem_file)}
+      results, cage, flags.k, flags.seed,
+      missing if flags.missing == "wrong" else (), leave_out_skipped)
+  content = found | {
+      "predictions": flags.predictions, "problem_file": flags.problem_file,
+      "missing": flags.missing, "without_prediction": list(missing)}
   formats.write_whole(
       summary_path, (json.dumps(content, indent=2) + "\n").encode())
   print(scoring.shown(found))

@@ -213,7 +213,6 @@ def summary(
       "passed": sum(row["passed"] for row in results),
       "timed_out": sum(row["result"] == "timed out" for row in results),
       "skipped": sum(row["result"] == SKIPPED for row in results),
-      "counted_as_failed_without_prediction": len(missing),
       "pass_at_k": pass_at_k.table(
           each, ks, seed, too_few_fail=leave_out_skipped),
       "interval": f"95 %, bootstrap over problems, 10000 draws, seed {seed}",

@@ -259,6 +259,9 @@ def test_command_for_cruxeval(tmp_path, capsys):
   out = capsys.readouterr().out
   assert "| pass@1 | 50.00 |" in out and "| pass@5 | 0.00 |" in out
   assert "1 of 3 problems have no prediction and do not count" in out
+  summary = json.loads((tmp_path / "output_summary.json").read_text())
+  assert summary["without_prediction"] == ["sample_2"]
+  assert (summary["problems"], summary["missing"]) == (2, "leave_out")
   score_cruxeval.main([*flags, "--missing=wrong"])
   assert "| pass@1 | 16.67 |" in capsys.readouterr().out
 
