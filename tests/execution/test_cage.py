@@ -333,7 +333,7 @@ def test_gives_the_same_result_every_time():
   assert results.pop().startswith("failed: ValueError: ")
 
 
-def test_outlives_no_caller():
+def test_outlives_no_caller(tmp_path):
   mark = f"mark-{time.time_ns()}"
   script = (
       "from prompt_tuning.execution import cage\n"
@@ -343,7 +343,8 @@ def test_outlives_no_caller():
       "print('ready', flush=True)\nc.run('while True: pass')\n")
   caller = subprocess.Popen(
       [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True,
-      env=os.environ | {"PYTHONPATH": str(ROOT)})
+      env=os.environ | {
+          "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)})
   assert caller.stdout.readline() == "ready\n"
 
   assert _until(lambda: _marked(mark))

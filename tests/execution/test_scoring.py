@@ -276,7 +276,8 @@ def test_command_survives_its_own_death(files, tmp_path):
       sys.executable, "-m", "prompt_tuning.scripts.score_mbpp",
       "--execute_generated_code", "--workers=1",
       f"--problem_file={problems}", f"--predictions={predictions}"]
-  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  environment = os.environ | {
+      "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
   results = tmp_path / "mbxp_solutions_results.jsonl"
   running = subprocess.Popen(
       command, env=environment, stdout=subprocess.DEVNULL)
