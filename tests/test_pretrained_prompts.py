@@ -17,6 +17,12 @@ FOLDER = pathlib.Path(__file__).parents[1] / "pretrained_prompts"
 PROMPTS = sorted(FOLDER.rglob("*.npy"))
 CONFIGS = command_line.PACKAGE / "configs"
 RELEASED = ("sst2", "mrpc", "rte")
+# The runs/ file that each of the embedded default's prompts was trained with.
+RUNS = {"docstring_package": "quickstart",
+        "docstring_summary": "docstring_summary"}
+# The metric, and what the frozen model has without a prompt.
+METRICS = {"docstring_package": ("accuracy", 10.0),
+           "docstring_summary": ("token_f1", 9.037)}
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +41,26 @@ def test_every_prompt_has_its_card(path, fingerprints):
   values = npy.read(path, known.shape)
   assert known.dtype == str(np.load(path).dtype) == str(values.dtype)
   assert known.task and known.metric and known.settings and known.step > 0
+
+
+@pytest.mark.parametrize("path", sorted(
+    (FOLDER / pretrained.DIRECTORY.name).glob("*.npy")), ids=lambda p: p.stem)
+def test_a_prompts_run_is_there(path, clean_gin):
+  """What a card says of its training is what the runs/ file sets."""
+  known = card.read_card(card.card_path(path))
+  assert known.task == path.stem
+  command_line.configure([
+      f"--gin_file={CONFIGS}/runs/{RUNS[path.stem]}.gin",
+      "--gin.MODEL_DIR='run'"])
+  value = command_line.macro
+  assert value("MIXTURE_OR_TASK_NAME") == known.task
+  assert value("PROMPT_LENGTH") == known.shape[0]
+  assert value("TRAIN_STEPS") == known.step == known.settings["total_steps"]
+  assert known.settings["batch_size"] == value("BATCH_SIZE")
+  assert known.settings["task_feature_lengths"] == value(
+      "TASK_FEATURE_LENGTHS")
+  metric, without = METRICS[known.task]
+  assert known.metric[f"{known.task}/{metric}"] > without
 
 
 def test_there_is_nothing_else():
