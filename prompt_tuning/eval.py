@@ -10,6 +10,7 @@ import os
 import jax
 
 from prompt_tuning import command_line
+from prompt_tuning.data import token_ids
 from prompt_tuning.train import (
   application,
   evaluation,
@@ -30,6 +31,7 @@ def evaluate(
     prompt_file: str | None = None,
     adapter: str | None = None,
     run_dir: str | None = None,
+    num_examples: int | None = None,
     random_seed: int = 0,
     mesh: Callable[[], jax.sharding.Mesh] = sharding.make_mesh,
 ) -> dict[str, float]:
@@ -45,6 +47,7 @@ def evaluate(
     prompt_file: checked against the base by its card; None if there is none.
     adapter: see `application.start`.
     run_dir: see `application.start`.
+    num_examples: of each task, spread evenly over the split; None for all.
     random_seed: for initialisation and sampling.
     mesh: makes the device mesh.
 
@@ -54,6 +57,8 @@ def evaluate(
   Raises:
     UserError: on any bad setting or file.
   """
+  if num_examples is not None:
+    settings.check_positive("NUM_EXAMPLES", num_examples)
   applied = application.start(
       model=model, dataset=dataset_cfg, restore=restore_checkpoint_cfg,
       output_dir=output_dir, output_setting="EVAL_OUTPUT_DIR",
@@ -69,6 +74,9 @@ def evaluate(
       examples = applied.examples(task)
       for note in inputs.truncation_notes(examples):
         reporter.note(note)
+      if num_examples is not None:
+        examples = examples.select(
+            token_ids.spread(len(examples), num_examples))
       metrics, rows = evaluation.run_task(
           applied.runner, task, examples, *applied.arguments)
       reporter.evaluation(step, task.name, metrics)

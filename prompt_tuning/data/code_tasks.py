@@ -96,7 +96,8 @@ def _mbpp_example(row: Mapping[str, str], prompt: str) -> dict[str, Any]:
       "inputs": prompt, "targets": row["canonical_solution"],
       # What an encoder of instances reads (LOPA).
       "encoder_text": row["prompt"],
-      **{key: row[key] for key in ("task_id", "entry_point", "test")}}
+      **{key: row[key] for key in (
+          "task_id", "prompt", "entry_point", "test")}}
 
 
 def _cruxeval_example(row: Mapping[str, str], prompt: str) -> dict[str, Any]:

@@ -7,11 +7,12 @@ test_formatted.jsonl, whose rows have `context`, `completion` and, for WebNLG,
 that layout by `python -m prompt_tuning.scripts.format_tables`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import hashlib
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import gin
@@ -24,6 +25,9 @@ Row = dict[str, Any]
 
 FILES = {"train": "train_formatted.jsonl", "validation": "dev_formatted.jsonl",
          "test": "test_formatted.jsonl"}
+
+# How many references of a text WebNLG's measures take (their -nr).
+_REFERENCES = 6
 
 # The ten categories of WebNLG 2017's training data.
 _SEEN = frozenset({
@@ -87,7 +91,8 @@ def _task(name: str, folder, template: str) -> tasks.Task:
 
   return tasks.Task(
       name=name, examples=examples, splits=tuple(FILES),
-      metric_fns=(bleu.bleu,), postprocess_fn=_judged, fingerprint=fingerprint)
+      metric_fns=(bleu.bleu,), postprocess_fn=_judged, fingerprint=fingerprint,
+      prediction_files=_e2e_files if name == "nlg_e2e" else _triples_files)
 
 
 def _example(row: Row, template: templates.Template) -> dict[str, Any]:
@@ -118,6 +123,60 @@ def _judged(text: Any, example: tasks.Example, is_target: bool) -> Any:
   if not is_target:
     return hypothesis(text)
   return example.get("references", [example["completion"]])
+
+
+def _e2e_files(
+    examples: Sequence[tasks.Example], texts: Sequence[Sequence[str]]
+) -> dict[str, str]:
+  """As measure_scores.py of tuetschek/e2e-metrics reads them.
+
+  Of several texts of one context the first counts, as in all files below.
+  """
+  return {
+      "e2e_ref.txt": "\n".join(
+          _lines(example["references"]) for example in examples),
+      "e2e_pred.txt": _lines(hypothesis(several[0]) for several in texts),
+      "e2e_raw.txt": _lines(several[0] for several in texts),
+      "e2e_context.txt": _lines(example["context"] for example in examples)}
+
+
+def _triples_files(
+    examples: Sequence[tasks.Example], texts: Sequence[Sequence[str]]
+) -> dict[str, str]:
+  """As eval.py of WebNLG/GenerationEval reads them: 6 files of references.
+
+  Where categories are known there are files of seen and unseen ones, too.
+  """
+  rows = [(example, several[0]) for example, several in zip(
+      examples, texts, strict=True)]
+  sets = {"all": rows}
+  if any("cate" in example for example in examples):
+    for name, kind in (("seen", True), ("unseen", False)):
+      sets[name] = [row for row in rows if row[0]["cate"] is kind]
+  found = {"raw.txt": _lines(text for _, text in rows),
+           "context.txt": _lines(example["context"] for example, _ in rows)}
+  for name, part in sets.items():
+    found[f"hypothesis_{name}"] = _lines(
+        spaced(hypothesis(text)) for _, text in part)
+    for number in range(_REFERENCES):
+      found[f"references_{name}/reference{number}"] = _lines(
+          spaced(_one_of(example["references"], number))
+          for example, _ in part)
+  return found
+
+
+def spaced(text: str) -> str:
+  """In lower case, one space around whatever is neither letter nor digit."""
+  return " ".join(" ".join(re.split(r"(\W)", text.lower())).split())
+
+
+def _one_of(references: Sequence[str], number: int) -> str:
+  """One of the references; the first again where there are fewer."""
+  return references[number if number < len(references) else 0]
+
+
+def _lines(texts: Iterable[str]) -> str:
+  return "".join(" ".join(text.split("\n")) + "\n" for text in texts)
 
 
 def _read(name: str, folder, split: str) -> Iterator[Row]:

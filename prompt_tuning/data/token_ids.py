@@ -101,6 +101,13 @@ class Examples:
     return int(offsets[index]), int(offsets[index + 1])
 
 
+def spread(count: int, wanted: int | None) -> np.ndarray:
+  """Rising indices of `wanted` of `count` examples, at equal distances."""
+  if wanted is None or wanted >= count:
+    return np.arange(count)
+  return np.arange(wanted) * count // wanted
+
+
 class Rows:
   """Rows of different lengths on end, as bytes until all are there."""
 

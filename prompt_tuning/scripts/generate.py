@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from prompt_tuning import command_line, errors, formats
-from prompt_tuning.data import tasks
+from prompt_tuning.data import tasks, token_ids
 from prompt_tuning.decoding import stops
 from prompt_tuning.train import application, settings, sharding
 from prompt_tuning.train import state as state_lib
@@ -87,7 +87,7 @@ def of_task(
 ) -> list[str]:
   """`generate` for one task."""
   examples = applied.examples(task)
-  chosen = spread(len(examples), num_examples)
+  chosen = token_ids.spread(len(examples), num_examples)
   # Of one length side by side: a batch is padded to its longest.
   order = chosen[np.argsort(
       examples.lengths("inputs")[chosen], kind="stable")]
@@ -132,13 +132,6 @@ def _run(applied, task, examples, order, records, random_seed):
         for index, rows in zip(indices, tokens)})
     print(f"{task.name}: {number * size + real:,} of {len(order):,} in "
           f"{time.time() - start:.0f} s", flush=True)
-
-
-def spread(count: int, wanted: int | None) -> np.ndarray:
-  """Rising indices of `wanted` of `count` examples, at equal distances."""
-  if wanted is None or wanted >= count:
-    return np.arange(count)
-  return np.arange(wanted) * count // wanted
 
 
 def with_stops(model, texts: Sequence[str]):

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from prompt_tuning import errors
-from prompt_tuning.data import files, table_tasks
+from prompt_tuning.data import files, table_tasks, tasks
 from prompt_tuning.scripts import format_tables
 
 # name: (file, rows, contexts, first row)
@@ -105,3 +105,35 @@ def test_another_dataset_is_not_read(tmp_path):
 
 def test_a_hypothesis_ends_at_a_blank_line():
   assert table_tasks.hypothesis(" a\nb \n\nc") == "a b"
+
+
+ROWS = [{"context": "A : b : C", "references": ["The b, of A.", "It's C"],
+         "cate": True},
+        {"context": "D : e : F", "references": ["F"], "cate": False}]
+
+
+def test_files_for_e2es_measures():
+  files = tasks.get_task("nlg_e2e").prediction_files(
+      ROWS, [[" x\ny\n\nz", "other"], [" u"]])
+  assert files == {
+      "e2e_ref.txt": "The b, of A.\nIt's C\n\nF\n",
+      "e2e_pred.txt": "x y\nu\n", "e2e_raw.txt": " x y  z\n u\n",
+      "e2e_context.txt": "A : b : C\nD : e : F\n"}
+
+
+def test_files_for_webnlgs_measures():
+  files = tasks.get_task("nlg_webnlg").prediction_files(
+      ROWS, [["It's\nA_b"], ["F."]])
+  assert files["hypothesis_all"] == "it ' s a_b\nf .\n"
+  assert (files["hypothesis_seen"], files["hypothesis_unseen"]) == (
+      "it ' s a_b\n", "f .\n")
+  assert files["references_all/reference0"] == "the b , of a .\nf\n"
+  assert files["references_all/reference1"] == "it ' s c\nf\n"
+  assert files["references_seen/reference5"] == "the b , of a .\n"
+  assert len(files) == 2 + 3 * (1 + 6)
+
+
+def test_dart_has_no_categories():
+  rows = [{"context": "a", "references": ["b"]}]
+  files = tasks.get_task("nlg_dart").prediction_files(rows, [["c"]])
+  assert len(files) == 2 + 1 + 6

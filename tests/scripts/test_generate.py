@@ -6,80 +6,27 @@ benchmarks' own programs read.
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
-from prompt_tuning.checkpoints import hugging_face
-from prompt_tuning.models import causal_lm, decoder_only
-from prompt_tuning.scripts import generate as script
+from prompt_tuning.data import token_ids
 
 CONFIGS = "prompt_tuning/configs"
 MODEL = "models/causal_lm_from_checkpoint"
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-  """A Hugging Face directory: random weights, a tokenizer of bytes."""
-  import tokenizers as library
-
-  folder = tmp_path_factory.mktemp("base")
-  tokenizer = library.Tokenizer(library.models.BPE())
-  tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(
-      add_prefix_space=False)
-  tokenizer.decoder = library.decoders.ByteLevel()
-  tokenizer.train_from_iterator(
-      ["def f(x):\n    return x + 1\n", "assert f(1) == 2\n[/ANSWER]\n"] * 9,
-      library.trainers.BpeTrainer(
-          vocab_size=300, special_tokens=["</s>"], show_progress=False,
-          initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet()))
-  tokenizer.save(str(folder / "tokenizer.json"))
-  (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-  config = causal_lm.Config(
-      tokenizer.get_vocab_size(), 8, 1, 2, 4, 16, max_positions=256)
-  shapes, _ = decoder_only.DecoderOnlyModel(
-      causal_lm.CausalLM(config), None).abstract()
-  draw = np.random.default_rng(0)
-  params = jax.tree.map(
-      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.3, s.shape)
-      .astype(np.float32), shapes)
-  hugging_face.save(folder, params, config, "float32")
-  return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-  """A folder with small files of every task."""
-  folder = tmp_path_factory.mktemp("data")
-
-  def write(name, rows):
-    (folder / name).write_text(
-        "".join(json.dumps(row) + "\n" for row in rows))
-
-  write("mbpp.jsonl", [
-      {"task_id": f"MBPP/{i}", "prompt": f"\n\ndef f(x):\n  \"\"\"{'a' * i}\n",
-       "canonical_solution": f"  return x + {i}", "entry_point": "f",
-       "test": f"def check(f):\n  assert f(1) == {i + 1}\n"}
-      for i in range(20)])
-  write("cruxeval.jsonl", [
-      {"id": f"sample_{i}", "code": f"def f(x):\n    return x + {i}",
-       "input": "1", "output": str(i + 1)} for i in range(20)])
-  for name in ("train", "dev", "test"):
-    write(f"{name}_formatted.jsonl", [
-        {"context": f"x : is : {i // 2}", "completion": f"x is {i} .",
-         "cate": i < 6} for i in range(20)])
-  return folder
-
-
-@pytest.fixture(scope="module")
-def flags(base, data):
+def flags(tiny_llama, code_data):
   """Flags of a command from gin files of the package and macros."""
   def make(*files, task="mbpp", **macros):
-    own = {"mbpp": {"MBPP_FILE": str(data / "mbpp.jsonl"), "TRAIN_ROWS": 8}}
-    crux = {"CRUXEVAL_FILE": str(data / "cruxeval.jsonl"), "TRAIN_ROWS": 8}
-    macros = own.get(task, crux if "crux" in task else {
-        "NLG_FOLDER": str(data)}) | {
-            "INITIAL_CHECKPOINT_PATH": str(base), "BATCH_SIZE": 8} | macros
+    if task.startswith("nlg"):
+      data = {"NLG_FOLDER": str(code_data)}
+    else:
+      name = task.partition("_")[0]
+      data = {f"{name.upper()}_FILE": str(code_data / f"{name}.jsonl"),
+              "TRAIN_ROWS": 8}
+    macros = data | {"INITIAL_CHECKPOINT_PATH": str(tiny_llama),
+                     "BATCH_SIZE": 8} | macros
     return [*(f"--gin_file={CONFIGS}/{name}.gin" for name in files),
             *(f"--gin.{name}={value!r}" for name, value in macros.items())]
 
@@ -222,6 +169,6 @@ def test_a_missing_file_and_too_long_texts_are_one_sentence(
 
 
 def test_examples_are_spread_over_the_split():
-  assert script.spread(10, 4).tolist() == [0, 2, 5, 7]
-  assert script.spread(3, 4).tolist() == script.spread(3, None).tolist() == [
-      0, 1, 2]
+  assert token_ids.spread(10, 4).tolist() == [0, 2, 5, 7]
+  for wanted in (3, 4, None):
+    assert token_ids.spread(3, wanted).tolist() == [0, 1, 2]
