@@ -1,0 +1,134 @@
+"""All cells of a comparison: a table, JSON, and a picture."""
+
+from collections.abc import Mapping, Sequence
+import io
+import json
+import os
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning import formats
+from prompt_tuning.execution import pass_at_k
+from prompt_tuning.train import comparison, reporting
+
+TABLE, RECORDS, PICTURE = (
+    f"comparison.{suffix}" for suffix in ("md", "json", "png"))
+
+
+def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """What several seeds of one method on one task say together.
+
+  Args:
+    records: of `cells.run`.
+
+  Returns:
+    `metric`; `value`, the mean over seeds; `deviation` of several seeds, the
+    sample's (n - 1); `interval_95` over problems where each has a value, of
+    its mean over seeds; and `seeds`.
+  """
+  values = [one["value"] for one in records]
+  found = {
+      "method": records[0]["method"], "task": records[0]["task"],
+      "metric": records[0]["metric"], "value": float(np.mean(values)),
+      "seeds": len(values),
+      "trained parameters": records[0]["trained parameters"]}
+  if len(values) > 1:
+    found["deviation"] = float(np.std(values, ddof=1))
+  if all("values" in one for one in records):
+    of_problem = np.mean([one["values"] for one in records], axis=0)
+    found["problems"] = len(of_problem)
+    found["interval_95"] = list(pass_at_k.bootstrap_interval(of_problem))
+  return found
+
+
+def write(
+    folder: str, records: Sequence[Mapping[str, Any]], title: str
+) -> str:
+  """Writes the three files.
+
+  Args:
+    folder: where to.
+    records: of all cells so far, in the order of the table.
+    title: of the picture.
+
+  Returns:
+    The table as markdown.
+  """
+  groups: dict[tuple[str, str], list] = {}
+  for record in records:
+    groups.setdefault((record["method"], record["task"]), []).append(record)
+  found = {place: summary(group) for place, group in groups.items()}
+  table = markdown(found)
+  formats.write_whole(os.path.join(folder, TABLE), table.encode())
+  formats.write_whole(os.path.join(folder, RECORDS), (json.dumps({
+      "summary": list(found.values()), "cells": list(records),
+  }, indent=1) + "\n").encode())
+  formats.write_whole(os.path.join(folder, PICTURE), picture(found, title))
+  return table
+
+
+def markdown(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
+  """A row a method, a column a task, and a line that says what is in them."""
+  rows: dict[str, dict[str, str]] = {}
+  for (method, task), one in found.items():
+    row = rows.setdefault(method, {
+        "method": method, "trained": f"{one['trained parameters']:,}"})
+    row[f"{task} ({one['metric']})"] = cell_text(one)
+  return comparison.markdown(list(rows.values())) + (
+      "\n± is the deviation over seeds, [ ] the 95 % interval over problems.\n")
+
+
+def cell_text(one: Mapping[str, Any]) -> str:
+  """`52.1 [45.0, 59.2]`, or `84.4 ± 0.8` of several seeds."""
+  text = f"{one['value']:.1f}"
+  if "deviation" in one:
+    return f"{text} ± {one['deviation']:.1f}"
+  if "interval_95" in one:
+    low, high = one["interval_95"]
+    return f"{text} [{low:.1f}, {high:.1f}]"
+  return text
+
+
+def picture(
+    found: Mapping[tuple[str, str], Mapping[str, Any]], title: str) -> bytes:
+  """A panel a task, a bar a method: the figures with what `cell_text` adds."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  methods = list(dict.fromkeys(method for method, _ in found))
+  tasks = list(dict.fromkeys(task for _, task in found))
+  figure = Figure(
+      figsize=(1.2 + 2.2 * len(tasks), 1.2 + 0.35 * len(methods)), dpi=150,
+      layout="constrained")
+  FigureCanvasAgg(figure)
+  panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
+  for axes, task in zip(panels, tasks):
+    for row, method in enumerate(methods):
+      one = found.get((method, task))
+      if one is not None:
+        axes.barh(row, one["value"], xerr=_error(one), height=0.7,
+                  error_kw={"linewidth": 1, "ecolor": "#444444"},
+                  color=reporting.line_style(row)["color"])
+    axes.set_title(task, loc="left", fontsize=9, fontweight="bold")
+    axes.set_xlabel(next(
+        one["metric"] for (_, name), one in found.items() if name == task),
+        fontsize=8)
+    axes.set_yticks(range(len(methods)), methods, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+  panels[0].invert_yaxis()
+  figure.suptitle(title, fontsize=9)
+  file = io.BytesIO()
+  figure.savefig(file, format="png")
+  return file.getvalue()
+
+
+def _error(one: Mapping[str, Any]):
+  """The two lengths of an error bar, or None."""
+  if "deviation" in one:
+    return [[one["deviation"]], [one["deviation"]]]
+  if "interval_95" in one:
+    low, high = one["interval_95"]
+    return [[max(one["value"] - low, 0)], [max(high - one["value"], 0)]]
+  return None

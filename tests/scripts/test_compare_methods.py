@@ -1,0 +1,216 @@
+"""Three methods on code and on labels, with a tiny random Llama.
+
+Oracles: `eval` on what a cell trained; the right answers of small problems;
+numpy for means and deviations.
+"""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from prompt_tuning import errors
+from prompt_tuning.compare import benchmarks, cells, entries, tables
+from prompt_tuning.data import code_tasks
+
+CONFIGS = "prompt_tuning/configs"
+
+# What lies in a gin file for a comparison.
+GIN = """
+include 'prompt_tuning/configs/runs/compare.gin'
+METHODS = {{
+    'frozen': ['models/causal_lm_from_checkpoint.gin'],
+    'prompt': ['models/causal_lm_from_checkpoint_prompt.gin',
+               {{'PROMPT_LENGTH': 4}}],
+    'LoRA': ['models/causal_lm_from_checkpoint.gin', 'prompts/lora.gin',
+             {{'LORA_RANK': 2}}]}}
+TASKS = {{
+    'labels': ['tasks/sst2_causal.gin', {{
+        'TRAIN_FILE': {train!r}, 'VALIDATION_FILE': {dev!r},
+        'LABELS': {{'0': ' a', '1': ' b'}},
+        'TASK_FEATURE_LENGTHS': {{'inputs': 48, 'targets': 3}}}}],
+    'code': ['models/decoding/cruxeval.gin', 'tasks/cruxeval_output.gin', {{
+        'CRUXEVAL_FILE': {cruxeval!r}, 'TRAIN_ROWS': 8,
+        'TEMPLATE': {template!r},
+        'TASK_FEATURE_LENGTHS': {{'inputs': 48, 'targets': 8}}}}]}}
+TRAIN_STEPS = 4
+NUM_EXAMPLES = 6
+EVAL_BATCH_SIZE = 8
+"""
+
+
+@pytest.fixture(scope="module")
+def flags(tiny_llama, code_data, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("compare")
+  template = folder / "template.txt"
+  template.write_text("{code} {input} [ANSWER]\n")
+  (folder / "mine.gin").write_text(GIN.format(
+      train=str(code_data / "train.tsv"), dev=str(code_data / "dev.tsv"),
+      cruxeval=str(code_data / "cruxeval.jsonl"), template=str(template)))
+
+  def make(**macros):
+    macros = {"INITIAL_CHECKPOINT_PATH": str(tiny_llama),
+              "COMPARE_OUTPUT_DIR": str(folder / "out"), **macros}
+    return [f"--gin_file={folder / 'mine.gin'}", *(
+        f"--gin.{name}={value!r}" for name, value in macros.items())]
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def compared(command, flags):
+  """The folder of all methods on both tasks; labels with two seeds."""
+  outcome = command("compare", *flags(EXECUTE_CODE=True, SEEDS=[0, 1]))
+  assert outcome.status == 0, outcome.err
+  return outcome
+
+
+def folder_of(flags):
+  return next(flag for flag in flags() if "OUTPUT_DIR" in flag).split("'")[1]
+
+
+def test_every_cell_has_its_figure(compared, flags):
+  with open(os.path.join(folder_of(flags), tables.RECORDS)) as file:
+    content = json.load(file)
+  found = {(one["method"], one["task"]): one for one in content["summary"]}
+  assert set(found) == {(method, task) for method in (
+      "frozen", "prompt", "LoRA") for task in ("labels", "code")}
+  assert found["prompt", "labels"]["trained parameters"] == 4 * 8
+  # Queries 8 x 8 and values 8 x 8 of one layer, at rank 2.
+  assert found["LoRA", "code"]["trained parameters"] == 2 * 2 * (8 + 8)
+  assert found["frozen", "labels"]["trained parameters"] == 0
+  for place, one in found.items():
+    of_cells = [cell["value"] for cell in content["cells"] if (
+        cell["method"], cell["task"]) == place]
+    assert len(of_cells) == one["seeds"] == 2
+    np.testing.assert_allclose(one["value"], np.mean(of_cells))
+    assert one["problems"] == 6
+  assert compared.result in compared.out
+  picture = os.path.join(folder_of(flags), tables.PICTURE)
+  assert open(picture, "rb").read(8) == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_cells_figure_is_that_of_eval(
+    compared, flags, command, tiny_llama, code_data, tmp_path):
+  cell = os.path.join(
+      folder_of(flags), "task=labels", "method=prompt", "seed=1")
+  outcome = command(
+      "eval",
+      f"--gin_file={CONFIGS}/models/causal_lm_from_checkpoint_prompt.gin",
+      f"--gin_file={CONFIGS}/tasks/sst2_causal.gin",
+      f"--gin_file={CONFIGS}/runs/prompt_eval.gin", *(
+          f"--gin.{name}={value!r}" for name, value in {
+              "INITIAL_CHECKPOINT_PATH": str(tiny_llama), "PROMPT_LENGTH": 4,
+              "PROMPT_FILE": os.path.join(cell, "trained", "prompt.npy"),
+              "TRAIN_FILE": str(code_data / "train.tsv"), "NUM_EXAMPLES": 6,
+              "LABELS": {"0": " a", "1": " b"},
+              "TASK_FEATURE_LENGTHS": {"inputs": 48, "targets": 3},
+              "VALIDATION_FILE": str(code_data / "dev.tsv"), "BATCH_SIZE": 8,
+              "EVAL_OUTPUT_DIR": str(tmp_path)}.items()))
+  assert outcome.status == 0, outcome.err
+  with open(os.path.join(cell, "result.json")) as file:
+    record = json.load(file)
+  assert record["value"] == outcome.result["sst2/accuracy"]
+  assert record["value"] == np.mean(record["values"])
+
+
+def test_what_is_done_is_not_done_again(compared, flags, command):
+  """A cell whose figure is gone is made again of what it has trained."""
+  cell = os.path.join(
+      folder_of(flags), "task=code", "method=LoRA", "seed=0")
+  with open(os.path.join(cell, "result.json")) as file:
+    record = json.load(file)
+  os.remove(os.path.join(cell, "result.json"))
+  untouched = os.path.join(cell, "trained", "train.jsonl")
+  before = os.stat(untouched).st_mtime_ns
+  again = command("compare", *flags(EXECUTE_CODE=True, SEEDS=[0, 1]))
+  assert again.status == 0, again.err
+  assert os.stat(untouched).st_mtime_ns == before
+  assert again.result == compared.result
+  with open(os.path.join(cell, "result.json")) as file:
+    assert json.load(file)["values"] == record["values"]
+  other = command("compare", *flags(
+      EXECUTE_CODE=True, SEEDS=[0, 1], TRAIN_STEPS=5))
+  assert other.status == 2 and "other settings" in other.err
+
+
+def test_code_runs_only_with_the_word(flags, command, tmp_path):
+  outcome = command("compare", *flags(COMPARE_OUTPUT_DIR=str(tmp_path)))
+  assert outcome.status == 2 and "EXECUTE_CODE=True" in outcome.err
+  assert not list(tmp_path.glob("task=*"))
+  outcome = command("compare", *flags(
+      COMPARE_OUTPUT_DIR=str(tmp_path), ONLY_TASKS=["lables"]))
+  assert outcome.status == 2 and "ONLY_TASKS has 'lables'" in outcome.err
+
+
+@pytest.fixture
+def generations(tmp_path):
+  def write(name, texts):
+    (tmp_path / f"{name}-generations.jsonl").write_text("".join(
+        json.dumps({"index": index, "texts": one}) + "\n"
+        for index, one in texts.items()))
+    return str(tmp_path)
+
+  return write
+
+
+def test_scores_of_mbpp(code_data, generations):
+  """A right body; one that stage 1 saves; one that stage 2 breaks; a wrong one.
+  """
+  task = code_tasks.mbpp(code_data / "mbpp.jsonl", train_rows=8)
+  right = "  return x + {}"
+  folder = generations("mbpp", {
+      0: [right.format(8)],
+      2: [right.format(10) + "\ndef g(:"],
+      1: ["  y = x\n  if x < 0:\n    return 0\n  y = x + 9\n  for _ in [1]:\n"
+          "    return y"],
+      3: ["  return 0"]})
+  found = benchmarks.score(task, "test", folder)
+  assert found["values"] == [100, 100, 100, 0]
+  assert found["value"] == 75
+
+
+@pytest.mark.parametrize("mode,texts,expected", [
+    ("output", ["\nassert f(1) == 9\n", "\nassert f(1) == 9 "], 100),
+    ("output", ["\nassert f(1) == 8\n", "\nassert f(1) == f(1)\n"], 0),
+    ("input", ["\nassert f(1) == 9\n", "\nassert f(2) == 9"], 50),
+    ("input", ["1", ""], 0),
+])
+def test_scores_of_cruxeval(code_data, generations, mode, texts, expected):
+  task = getattr(code_tasks, f"cruxeval_{mode}_prediction")(
+      code_data / "cruxeval.jsonl", train_rows=8)
+  found = benchmarks.score(task, "test", generations(task.name, {0: texts}))
+  assert found["values"] == [expected]
+
+
+def test_several_seeds_are_a_mean_and_a_deviation():
+  record = {"method": "m", "task": "t", "metric": "bleu",
+            "trained parameters": 0}
+  one = tables.summary([{**record, "value": v} for v in (1.0, 2.0, 6.0)])
+  assert tables.cell_text(one) == "3.0 ± 2.6"
+  single = tables.summary([{**record, "value": 50.0, "values": [0, 100] * 50}])
+  low, high = single["interval_95"]
+  # Binomial: 50 ± 1.96 * 5.
+  assert abs(low - 40.2) < 1.5 and abs(high - 59.8) < 1.5
+  assert tables.cell_text(single) == f"50.0 [{low:.1f}, {high:.1f}]"
+
+
+def test_bindings_go_where_their_file_goes():
+  listed = ["models/gpt2.gin", {"A": 1}, "prompts/lora.gin", {"LORA_RANK": 2}]
+  assert entries.flags(listed, entries.is_model) == [
+      entries.flags(["models/gpt2.gin"])[0], "--gin.A=1"]
+  assert entries.flags(listed)[2:] == ["--gin.A=1", "--gin.LORA_RANK=2"]
+  for bad in ([{"A": 1}], [3]):
+    with pytest.raises(errors.UserError, match="neither a gin file"):
+      entries.flags(bad)
+
+
+def test_a_wholly_tuned_model_is_read_from_its_folder(tmp_path):
+  os.makedirs(tmp_path / "trained" / "hugging_face")
+  cell = cells.Cell("full", "t", 0, [], [], str(tmp_path))
+  setting = cells.Setting("base.gguf", 1, 1, 1, None, "cache")
+  _, macros = cells.trained_result(cell, setting)
+  assert macros["INITIAL_CHECKPOINT_PATH"] == str(
+      tmp_path / "trained" / "hugging_face")
+  assert macros["VOCABULARY_FILE"] == "base.gguf"
