@@ -11,8 +11,10 @@ import optax
 import pytest
 
 from prompt_tuning import command_line
+from prompt_tuning.compare import cells
 from prompt_tuning.data import tasks
 from prompt_tuning.decoding import beam, sampling
+from prompt_tuning.scripts import compare_methods
 from prompt_tuning.train import (
   adafactor,
   epochs,
@@ -221,3 +223,34 @@ def test_lopas_searches(configure, name, expected):
                   INITIAL_CHECKPOINT_PATH="base")
   search = beam.beam_search if name == "nlg" else sampling.sample
   assert expected.items() <= gin.get_bindings(search).items()
+
+
+@pytest.mark.parametrize("run,tasks_of_it", [
+    ("compare_smollm2_code", {
+        "MBPP": "mbpp", "CRUXEval-I": "cruxeval_input_prediction",
+        "CRUXEval-O": "cruxeval_output_prediction"}),
+    ("compare_smollm2_text", {"SST-2": "sst2", "E2E": "e2e"}),
+])
+def test_comparisons_on_smollm2(configure, shared_data, run, tasks_of_it):
+  """compare_smollm2: every cell's files go together and name the right task."""
+  names = {"MBPP_FILE": "mbpp/mbpp_release_v1.jsonl",
+           "CRUXEVAL_FILE": "cruxeval/cruxeval.jsonl"} if "code" in run else {
+               "SST2_TRAIN_FILE": "sst2/train.tsv",
+               "SST2_DEV_FILE": "sst2/dev.tsv",
+               "E2E_TRAIN_FILE": "e2e/train.txt.gz",
+               "E2E_DEV_FILE": "e2e/valid.txt.gz"}
+  gin = configure(
+      f"runs/{run}", INITIAL_CHECKPOINT_PATH="base", ENCODER_PATH="encoder",
+      COMPARE_OUTPUT_DIR="out",
+      **{name: str(shared_data / path) for name, path in names.items()})
+  given = gin.get_bindings(compare_methods.compare)
+  setting = cells.Setting("base", 1, 1, 1, None, "cache")
+  found = {
+      (method, task): cells.look(cells.Cell(
+          method, task, 0, given["methods"][method], given["tasks"][task],
+          "out"), setting)
+      for method in given["methods"] for task in given["tasks"]}
+  assert found == {
+      (method, task): (name, method != "frozen")
+      for method in ("frozen", "prompt", "IDPG", "LOPA", "LoRA")
+      for task, name in tasks_of_it.items()}

@@ -86,8 +86,11 @@ class Examples:
         start, end = self._span(name, index)
         rows.append(self.arrays[name][start:end])
       arrays[name], arrays[f"{name}_offsets"] = rows.flat()
+    encodings = None if self.encodings is None else self.encodings[
+        np.asarray(indices)]
     return dataclasses.replace(
-        self, arrays=arrays, fingerprint=content_fingerprint(arrays))
+        self, arrays=arrays, fingerprint=content_fingerprint(arrays),
+        encodings=encodings)
 
   def original(self, index: int) -> dict[str, Any]:
     """The example as the task gave it; arrays have become lists."""

@@ -42,6 +42,7 @@ def generate(
     trainable: Sequence[str] = (),
     prompt_file: str | None = None,
     adapter: str | None = None,
+    run_dir: str | None = None,
     num_examples: int | None = None,
     random_seed: int = 0,
     mesh: Callable[[], jax.sharding.Mesh] = sharding.make_mesh,
@@ -57,6 +58,7 @@ def generate(
     trainable: see `eval.evaluate`.
     prompt_file: see `eval.evaluate`.
     adapter: see `application.start`.
+    run_dir: see `application.start`.
     num_examples: as many, spread evenly over the split; None for all.
     random_seed: for sampling and initialisation.
     mesh: makes the device mesh.
@@ -74,7 +76,7 @@ def generate(
       model=model, dataset=dataset_cfg, restore=restore_checkpoint_cfg,
       output_dir=output_dir, output_setting="GENERATE_OUTPUT_DIR",
       trainable=trainable, prompt_file=prompt_file, adapter=adapter,
-      random_seed=random_seed, mesh=mesh)
+      run_dir=run_dir, random_seed=random_seed, mesh=mesh)
   written = []
   for task, _ in applied.members:
     written += of_task(applied, task, num_examples, random_seed)
