@@ -12,7 +12,7 @@ table, a text or a file, under the names that users of the original bind:
 Where a prompt is put among the tokens is `prompt_tuning.train.prompts`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import inspect
 import os
@@ -39,10 +39,23 @@ class Instance(NamedTuple):
       targets nor padding; None: those above 0, which T5's inputs are.
     encoding: [B, E] float32, of the example by another network; None if there
       is none.
+    tokens: [B, S] ids of the example's text in that network's vocabulary, if
+      it is trained too.
+    mask: [B, S] bool, False where they are padding.
   """
 
   is_input: Array | None = None
   encoding: Array | None = None
+  tokens: Array | None = None
+  mask: Array | None = None
+
+  @classmethod
+  def of_batch(
+      cls, batch: Mapping[str, Array], is_input: Array | None = None
+  ) -> "Instance":
+    """What a batch says of its examples, see `data.encodings`."""
+    return cls(is_input, *(batch.get(f"instance_{name}") for name in (
+        "encodings", "tokens", "mask")))
 
 
 def takes_instance(module: nn.Module) -> bool:

@@ -196,3 +196,29 @@ def test_methods_on_t5(command, tiny_flags, tmp_path, method, rank):
   found = [json.loads(line)["prediction"] for line in
            (tmp_path / "out" / "file-predict.jsonl").read_text().splitlines()]
   assert found == predictions(run)
+
+
+def test_an_encoder_is_trained_too(
+    command, causal_flags, tiny_llama, tmp_path):
+  """It starts from its files, learns, and is in the file that is left."""
+  run = tmp_path / "run"
+  encoder = [f"--gin_file={CONFIGS}/encoders/decoder_only.gin"]
+  options = {"PROMPT_LENGTH": 3, "LOPA_RANK": 2, "FREEZE_ENCODER": False,
+             "ENCODER_PATH": str(tiny_llama)}
+  outcome = command("train", *lopa(causal_flags(
+      "prompt_finetune", MODEL_DIR=str(run), LEARNING_RATE=0.01,
+      **STEPS | options), "lopa", *encoder))
+  assert outcome.status == 0, outcome.err
+  assert "1,190 trained and 824 frozen" in outcome.err  # 366 + 824
+  found = safetensors.numpy.load_file(run / "prompt.safetensors")
+  start = safetensors.numpy.load_file(tiny_llama / "model.safetensors")
+  table = found["encoder/token_embedder/embedding"]
+  moved = table - start["model.embed_tokens.weight"]
+  # AdamW moves what has a gradient by at most its rate in each of 4 steps;
+  # only ids that were read have one.
+  assert 0 < np.abs(moved).max() < 4 * 0.011
+  evaluated = command("eval", *lopa(causal_flags(
+      "prompt_eval", PROMPT_FILE=str(run / "prompt.safetensors"),
+      EVAL_OUTPUT_DIR=str(tmp_path / "eval"), **options), "lopa", *encoder))
+  assert evaluated.status == 0, evaluated.err
+  assert predictions(tmp_path / "eval") == predictions(run)

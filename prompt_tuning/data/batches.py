@@ -67,6 +67,7 @@ class TrainBatches:
     self._lengths = dict(lengths)
     self._batch_size = batch_size
     self._encoding = encoding
+    self._encoder_length = _encoder_length([one for one, _ in self._tasks])
     self._rows = process_rows(batch_size, process_index, process_count)
     wanted = _bucket_lengths(
         bucket_lengths, [one for one, _ in self._tasks], lengths["inputs"])
@@ -102,7 +103,7 @@ class TrainBatches:
         int(bucket), length)
     labels = valid_labels.batch_features(
         found, length, max(len(one.labels) for one, _ in self._tasks))
-    return batch | _encodings(found) | labels
+    return batch | _of_instances(found, self._encoder_length) | labels
 
   def get_state(self) -> dict[str, Any]:
     """The position, to keep in a checkpoint as JSON."""
@@ -126,7 +127,7 @@ class EvalBatch(NamedTuple):
   """A batch of evaluation.
 
   Attributes:
-    features: of the encoding's `names`, `instance_encodings` and those of
+    features: of the encoding's `names`, those of an instance encoder and of
       `valid_labels` where there are any; this process' rows.
     indices: [B] the examples in the rows of the whole batch.
     is_real: [B] False in rows that only fill the last batch; such a row
@@ -192,17 +193,39 @@ def _eval_batch(
       buckets[int(np.searchsorted(buckets, longest))], targets_length)
   batch["decoder_loss_weights"] *= is_real[rows, None]
   found = [(examples, i) for i in indices[rows]]
-  batch |= _encodings(found) | valid_labels.batch_features(
+  batch |= _of_instances(found, _encoder_length([examples]))
+  batch |= valid_labels.batch_features(
       found, targets_length, len(examples.labels))
   return EvalBatch(batch, indices, is_real)
 
 
-def _encodings(found: Sequence[tuple[token_ids.Examples, int]]) -> Batch:
-  """The encodings [B, E] of some examples, if they have any."""
-  if not found or found[0][0].encodings is None:
-    return {}
-  return {"instance_encodings": np.stack(
-      [examples.encodings[row] for examples, row in found])}
+def _of_instances(
+    found: Sequence[tuple[token_ids.Examples, int]], length: int
+) -> Batch:
+  """What another network says, or is to say, of B examples.
+
+  Returns:
+    `instance_encodings` [B, E], or `instance_tokens` and `instance_mask`
+    [B, length] if it is trained; nothing if there is no such network.
+  """
+  batch = {}
+  if found and found[0][0].encodings is not None:
+    batch["instance_encodings"] = np.stack(
+        [examples.encodings[row] for examples, row in found])
+  if length:
+    batch["instance_tokens"] = np.zeros((len(found), length), np.int32)
+    batch["instance_mask"] = np.zeros((len(found), length), bool)
+    for i, (examples, row) in enumerate(found):
+      ids, mask = examples.encoder_ids
+      batch["instance_tokens"][i, :ids.shape[1]] = ids[row]
+      batch["instance_mask"][i, :ids.shape[1]] = mask[row]
+  return batch
+
+
+def _encoder_length(examples: Sequence[token_ids.Examples]) -> int:
+  """S, the same in all batches; 0 without an encoder that is trained."""
+  return max([one.encoder_ids[0].shape[1] for one in examples
+              if one.encoder_ids is not None], default=0)
 
 
 def process_rows(

@@ -66,6 +66,22 @@ def attach(
   return dataclasses.replace(examples, encodings=found)
 
 
+def attach_ids(
+    examples: token_ids.Examples, encoder: Any
+) -> token_ids.Examples:
+  """The examples with ids of their texts, for an encoder that is trained.
+
+  Args:
+    examples: N of them.
+    encoder: has `tokenize`, see `instance_encoders.InstanceEncoder`.
+
+  Raises:
+    UserError: if an example has ids and no text.
+  """
+  return dataclasses.replace(
+      examples, encoder_ids=encoder.tokenize(_texts(examples)))
+
+
 def text_of(example: dict[str, Any], place: str) -> str:
   """What is encoded of an example, as its task gave it.
 
@@ -83,11 +99,15 @@ def text_of(example: dict[str, Any], place: str) -> str:
       "to its examples as 'encoder_text'")
 
 
-def _encoded(examples, encoder) -> np.ndarray:
-  texts = [
+def _texts(examples: token_ids.Examples) -> list[str]:
+  return [
       text_of(examples.original(i),
               f"example {i + 1} of {examples.task_name}/{examples.split}")
       for i in range(len(examples))]
+
+
+def _encoded(examples, encoder) -> np.ndarray:
+  texts = _texts(examples)
   found = np.asarray(encoder.encode(texts), np.float32)
   wanted = (len(texts), encoder.width)
   if found.shape != wanted or not np.isfinite(found).all():

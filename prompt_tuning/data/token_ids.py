@@ -51,6 +51,8 @@ class Examples:
       the ids if the task has none.
     encodings: [N, E] float32 by another network, see `encodings`; None if
       there is none. They have files of their own.
+    encoder_ids: ids [N, S] int32 for such a network that is trained, and their
+      mask [N, S] bool; None if there is none.
     labels: ids of all that targets can be, for models that weigh them against
       each other; () for others. They are not in the files.
   """
@@ -61,6 +63,7 @@ class Examples:
   truncated: Mapping[str, Truncation]
   fingerprint: str
   encodings: np.ndarray | None = None
+  encoder_ids: tuple[np.ndarray, np.ndarray] | None = None
   labels: tuple[tuple[int, ...], ...] = ()
 
   def __len__(self) -> int:

@@ -25,7 +25,8 @@ _KEY = "prompt_tuning"
 
 # What sets each option, for messages.
 _MACROS = {
-    "length": "PROMPT_LENGTH", "rank": "LOPA_RANK", "fusion": "FUSION"}
+    "length": "PROMPT_LENGTH", "rank": "LOPA_RANK", "fusion": "FUSION",
+    "freeze_encoder": "FREEZE_ENCODER"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ model's own embedded input.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 from flax.linen import partitioning
@@ -40,19 +41,29 @@ def pooled(x_embed: Array, is_input: Array) -> Array:
 
 
 def encoding_of(
-    x: Array | None, x_embed: Array, instance: prompts.Instance | None
+    encoder: nn.Module | None, x: Array | None, x_embed: Array,
+    instance: prompts.Instance | None,
 ) -> Array:
-  """The encoding [B, E] that was given, or else the pooled input.
+  """The encoding [B, E]: of an encoder, as given, or else the pooled input.
 
   Args:
+    encoder: what is trained with the prompt, (tokens [B, S], mask [B, S]) ->
+      [B, E]; None if there is none.
     x: [B, T] tokens.
     x_embed: [B, T, H].
     instance: what is known of the examples; None: nothing.
 
   Raises:
-    UserError: in a layer's prompt, where neither encoding nor tokens are known.
+    UserError: in a layer's prompt, where neither encoding nor tokens are
+      known, and where the encoder's tokens are not.
   """
   instance = instance or prompts.Instance()
+  if encoder is not None:
+    if instance.tokens is None:
+      raise errors.UserError(
+          "FREEZE_ENCODER is False, but the batches have no tokens for the "
+          "encoder: train with python -m prompt_tuning.train, or freeze it.")
+    return encoder(instance.tokens, instance.mask)
   if instance.encoding is not None:
     return instance.encoding
   if instance.is_input is None and x is None:
@@ -61,6 +72,25 @@ def encoding_of(
         "a layer of the encoder use prompts.Prompt.")
   return pooled(x_embed, x > 0 if instance.is_input is None else
                 instance.is_input)
+
+
+def trained_encoder(encoder: Any, freeze_encoder: bool) -> nn.Module | None:
+  """The network of an encoder that is trained with the prompt.
+
+  Args:
+    encoder: see `data.encodings`.
+    freeze_encoder: gives None; encodings are then made once and kept.
+
+  Raises:
+    UserError: if there is nothing to train.
+  """
+  if freeze_encoder:
+    return None
+  if encoder is None:
+    raise errors.UserError(
+        "FREEZE_ENCODER is False and ENCODER is None: give an encoders/ file "
+        "to train, or leave FREEZE_ENCODER out.")
+  return encoder.module
 
 
 def prompt_of(module: nn.Module) -> tuple[str, nn.Module] | None:

@@ -26,17 +26,21 @@ class InstancePrompt(nn.Module):
   Attributes:
     length: P.
     head: makes the head, called with `features` and `name`.
+    encoder: trained with the prompt, see `heads.trained_encoder`; None if the
+      encodings are given.
     dtype: of the prompt; parameters are float32.
   """
 
   length: int
   head: Callable[..., nn.Module] = heads.Head
+  encoder: nn.Module | None = None
   dtype: jnp.dtype = jnp.float32
 
   @property
   def options(self) -> dict[str, Any]:
     """What a file of its parameters says, see `formats.instance`."""
-    return {"method": "idpg", "length": self.length}
+    return {"method": "idpg", "length": self.length,
+            "freeze_encoder": self.encoder is None}
 
   @nn.compact
   def __call__(
@@ -51,6 +55,6 @@ class InstancePrompt(nn.Module):
       instance: with the encoding; None: see `heads.encoding_of`.
     """
     width = x_embed.shape[-1]
-    encoding = heads.encoding_of(x, x_embed, instance)
+    encoding = heads.encoding_of(self.encoder, x, x_embed, instance)
     own = self.head(features=self.length * width, name="own")(encoding)
     return own.reshape(-1, self.length, width).astype(self.dtype)

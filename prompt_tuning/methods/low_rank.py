@@ -61,6 +61,8 @@ class LowRankPrompt(nn.Module):
     rank: R.
     fusion: a key of `FUSIONS`; "concat" makes the prompt twice as long.
     head: makes a head, called with `features` and `name`.
+    encoder: trained with the prompt, see `heads.trained_encoder`; None if the
+      encodings are given.
     dtype: of the prompt; parameters are float32.
   """
 
@@ -68,13 +70,14 @@ class LowRankPrompt(nn.Module):
   rank: int = 1
   fusion: str = "gate"
   head: Callable[..., nn.Module] = heads.Head
+  encoder: nn.Module | None = None
   dtype: jnp.dtype = jnp.float32
 
   @property
   def options(self) -> dict[str, Any]:
     """What a file of its parameters says, see `formats.instance`."""
     return {"method": "lopa", "length": self.shared.length, "rank": self.rank,
-            "fusion": self.fusion}
+            "fusion": self.fusion, "freeze_encoder": self.encoder is None}
 
   @nn.compact
   def __call__(
@@ -97,7 +100,7 @@ class LowRankPrompt(nn.Module):
     shared = self.shared(x, x_embed).astype(jnp.float32)  # [P, H]
     length, width = shared.shape
     self._check(length, width)
-    encoding = heads.encoding_of(x, x_embed, instance)
+    encoding = heads.encoding_of(self.encoder, x, x_embed, instance)
     row = self.head(features=length * self.rank, name="row")(encoding)
     column = self.head(features=width * self.rank, name="column")(encoding)
     own = product(

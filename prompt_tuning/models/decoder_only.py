@@ -67,7 +67,9 @@ class DecoderOnlyModel(language_model.LanguageModel):
     small = self.module.clone(
         config=dataclasses.replace(self.module.config, num_layers=1))
     tokens = jax.ShapeDtypeStruct((1, sum(lengths.values())), jnp.int32)
-    jax.eval_shape(small.init, jax.random.PRNGKey(0), tokens)
+    jax.eval_shape(
+        functools.partial(small.init, instance=self._unknown_instance()),
+        jax.random.PRNGKey(0), tokens)
 
   def hidden(
       self, params: Params, batch: Batch, dropout_rng: Array | None = None
@@ -118,6 +120,5 @@ class DecoderOnlyModel(language_model.LanguageModel):
 def _instance(batch: Batch, tokens: Array) -> prompts.Instance:
   """What is known of the examples; the last input predicts the first target."""
   last = batch["decoder_target_positions"][:, :1]  # [B, 1]
-  return prompts.Instance(
-      is_input=jnp.arange(tokens.shape[1])[None] <= last,
-      encoding=batch.get("instance_encodings"))
+  return prompts.Instance.of_batch(
+      batch, jnp.arange(tokens.shape[1])[None] <= last)

@@ -62,7 +62,8 @@ class EncoderDecoderModel(language_model.LanguageModel):
     return self._apply(
         {"params": params}, batch["encoder_input_tokens"],
         batch["decoder_input_tokens"], method=self.module.hidden,
-        enable_dropout=dropout_rng is not None, instance=_instance(batch),
+        enable_dropout=dropout_rng is not None,
+        instance=prompts.Instance.of_batch(batch),
         rngs=None if dropout_rng is None else {"dropout": dropout_rng})
 
   def decodes(
@@ -73,7 +74,7 @@ class EncoderDecoderModel(language_model.LanguageModel):
     rows, length = batch["decoder_target_tokens"].shape
     encoded = self._apply(
         {"params": params}, inputs, enable_dropout=False,
-        instance=_instance(batch), method=self.module.encode)
+        instance=prompts.Instance.of_batch(batch), method=self.module.encode)
 
     def step(tokens: Array, cache) -> tuple[Array, Any]:
       copies = tokens.shape[0] // rows  # hypotheses of one example adjoin
@@ -92,9 +93,6 @@ class EncoderDecoderModel(language_model.LanguageModel):
     targets = jnp.ones((rows, length), jnp.int32)
     shapes = jax.eval_shape(lambda: self._init(
         jax.random.PRNGKey(0), inputs, targets, targets,
-        enable_dropout=False, decode=True)["cache"])
+        enable_dropout=False, decode=True,
+        instance=self._unknown_instance(rows))["cache"])
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-
-def _instance(batch: Batch) -> prompts.Instance:
-  return prompts.Instance(encoding=batch.get("instance_encodings"))

@@ -150,12 +150,14 @@ class LanguageModel:
     """The best hypothesis of each example: [B, U] int32."""
     return self.decodes(params, batch, rng)[0][:, 0]
 
-  def _unknown_instance(self) -> prompts.Instance:
-    """Of the one example that parameters are initialised with."""
+  def _unknown_instance(self, rows: int = 1) -> prompts.Instance:
+    """Of the examples that parameters are initialised with."""
     if self.instance_encoder is None:
       return prompts.Instance()
+    token = jnp.ones((rows, 1), jnp.int32)
     return prompts.Instance(
-        encoding=jnp.zeros((1, self.instance_encoder.width)))
+        encoding=jnp.zeros((rows, self.instance_encoder.width)),
+        tokens=token, mask=token > 0)
 
   def _token_losses(
       self, params, batch, weights, label_smoothing=0.0, z_loss=0.0,

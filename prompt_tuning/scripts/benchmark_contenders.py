@@ -40,10 +40,23 @@ def saving(targets: int | None):
       _our_save, functools.partial(_our_matmul, "float32"))}
 
 
+def lopa(targets: int | None):
+  """Prompts per example, beside prompt tuning's; SmolLM2's geometry."""
+  shape = 8, 128, 10, targets or 127
+  return {
+      f"ours, {name}": (
+          functools.partial(_our_causal, shape, "float32", **options),
+          functools.partial(_our_matmul, "float32"))
+      for name, options in {
+          "one a row": {"shared": False}, "shared": {},
+          "LOPA": {"lopa_rank": 4}}.items()}
+
+
 SETTINGS = {
     "t5": t5,
     "causal_200": functools.partial(causal, 4, 210, 200),
     "causal_20": functools.partial(causal, 8, 128, 20),
+    "lopa": lopa,
     "decode": decoding,
     "save": saving,
 }
@@ -121,7 +134,7 @@ def _random_params(model, dtype: str):
   return flax.traverse_util.path_aware_map(
       lambda path, s: jnp.asarray(
           0.05 * rng.standard_normal(s.shape, np.float32),
-          jnp.float32 if path[-1] == "prompt" else dtype), shapes)
+          jnp.float32 if "prompt" in path else dtype), shapes)
 
 
 def _our_step(model, optimizer, batch, dtype):
@@ -198,32 +211,53 @@ def _peft_step(base, task_type, prompt, inputs, labels):
 _SMOLLM2_VOCAB = 49152
 
 
-def _our_smollm2(dtype: str, prompt: int | None):
+def _our_smollm2(
+    dtype: str, prompt: int | None, shared: bool = True,
+    lopa_rank: int | None = None,
+):
   import jax.numpy as jnp
 
   from prompt_tuning import prompts
+  from prompt_tuning.methods import low_rank
   from prompt_tuning.models import causal_lm
   from prompt_tuning.train import prompts as train_prompts
+
+  def door():
+    table = prompts.Prompt(prompt)
+    return train_prompts.Prompt(
+        low_rank.LowRankPrompt(table, lopa_rank) if lopa_rank else table)
 
   config = causal_lm.Config(
       _SMOLLM2_VOCAB, embed_dim=576, num_layers=30, num_heads=9, head_dim=64,
       mlp_dim=1536, num_kv_heads=3, dtype=jnp.dtype(dtype))
-  return causal_lm.CausalLM(config, prompt and (
-      lambda: train_prompts.Prompt(prompts.Prompt(prompt))))
+  return causal_lm.CausalLM(
+      config, door if prompt else None, share_prompt=shared)
 
 
-def _our_causal(shape, dtype: str):
+_ENCODING = 1024  # CodeSage small's, of which LOPA makes its prompts
+
+
+def _our_causal(shape, dtype: str, **options):
+  import types
+
+  import numpy as np
   import optax
 
   from prompt_tuning.data import features
   from prompt_tuning.models import decoder_only
 
   batch, text, prompt, targets = shape
-  model = decoder_only.DecoderOnlyModel(_our_smollm2(dtype, prompt), None)
+  model = decoder_only.DecoderOnlyModel(
+      _our_smollm2(dtype, prompt, **options), None,
+      instance_encoder=types.SimpleNamespace(width=_ENCODING)
+      if "lopa_rank" in options else None)
   ids = _random_ids(batch, text)
   inputs = text - targets
   arrays = features.DecoderOnly().padded(
       list(ids[:, :inputs]), list(ids[:, inputs:]), inputs, targets)
+  if model.instance_encoder:
+    arrays["instance_encodings"] = np.random.default_rng(1).normal(
+        size=(batch, _ENCODING)).astype(np.float32)
   return _our_step(model, optax.adamw(LEARNING_RATE), arrays, dtype)
 
 

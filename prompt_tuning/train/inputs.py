@@ -15,7 +15,7 @@ from prompt_tuning.data import (
   token_ids,
   valid_labels,
 )
-from prompt_tuning.methods import multitask
+from prompt_tuning.methods import heads, multitask
 from prompt_tuning.train import settings, sharding
 
 
@@ -66,7 +66,11 @@ def tokenized(
       task, dataset.split, model.input_vocabulary, model.output_vocabulary,
       dict(dataset.task_feature_lengths), cache, model.features)
   if model.instance_encoder is not None:
-    examples = encodings.attach(examples, model.instance_encoder, cache)
+    _, prompt = heads.prompt_of(model.module) or (None, None)
+    if getattr(prompt, "encoder", None) is None:
+      examples = encodings.attach(examples, model.instance_encoder, cache)
+    else:
+      examples = encodings.attach_ids(examples, model.instance_encoder)
   multitask.check_examples(model.module, examples)
   if not model.weighs_labels:
     return examples

@@ -13,6 +13,7 @@ import optax
 from prompt_tuning import checkpoints, errors, formats
 from prompt_tuning.checkpoints import base, base_config
 from prompt_tuning.formats import card
+from prompt_tuning.methods import heads
 from prompt_tuning.models import quantized
 from prompt_tuning.train import adafactor, settings, sharding
 from prompt_tuning.train import state as state_lib
@@ -101,7 +102,7 @@ def prepare(
       path for path in flat if source and (
           path in source.arrays
           or path.replace("/layers/", "/layers_0/") in source.arrays)}
-  given = state_lib.flatten(given or {})
+  given = _encoder_weights(model) | state_lib.flatten(given or {})
   values = initializer(
       model, [p for p in flat if p not in known and p not in given],
       shardings)(rng)
@@ -126,8 +127,18 @@ def prepare(
       base_step=(int(getattr(source, "step", None) or 0)
                  if restore.step is None else restore.step),
       base_name=_base_name(restore.path), base_fingerprint=fingerprint,
-      initialized=tuple(path for path in flat if path not in known),
+      initialized=tuple(
+          path for path in flat if path not in known and path not in given),
       source=source)
+
+
+def _encoder_weights(model) -> dict[str, Any]:
+  """Where an instance encoder that is trained starts from, by path."""
+  path, prompt = heads.prompt_of(model.module) or ("", None)
+  if getattr(prompt, "encoder", None) is None:
+    return {}
+  return {f"{path}/encoder/{name}": array for name, array in
+          state_lib.flatten(model.instance_encoder.params).items()}
 
 
 def state_shapes(
