@@ -2,7 +2,8 @@
 
 *   Prompts (`p_tuning`, `multitask`) are modules in the place of
     `prompts.Prompt`: tokens [B, T] and embeddings [B, T, H] -> [P, H], or
-    [B, P, H] where examples differ.
+    [B, P, H] where examples differ. Those of LOPA and IDPG (`low_rank`,
+    `instance`) also take `instance`, what is known of each example.
 *   Prefixes (`prefix`) are modules that make keys and values for every layer.
 *   Deltas (`lora`, `ia3`) change what dense layers give.
 """

@@ -42,6 +42,11 @@ def from_engine(
     raise errors.UserError(
         f"MODEL is a {type(model).__name__}, and T5X trains T5 with its own "
         "loss alone: train it with python -m prompt_tuning.train.")
+  if model.instance_encoder is not None:
+    raise errors.UserError(
+        "ENCODER is set, and T5X's batches have no encodings: leave it out, so "
+        "that prompts are made of the embedded input, or train with python -m "
+        "prompt_tuning.train.")
   decode_fn, num_decodes = _decoding(model.decode_fn)
   return models.EncoderDecoderModel(
       module=_intercepted(model.module, model.delta),

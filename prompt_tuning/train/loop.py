@@ -6,6 +6,7 @@ Everything that a run writes lies in its MODEL_DIR:
     checkpoint_N/                 trainable tree, optimizer, step, data position
     numpy_checkpoints/checkpoint_N/encoder.prompt.prompt.prompt   the original's
     prompt.npy  prompt.json       the newest prompt and its card
+    prompt.safetensors            instead, if prompts are made per example
     adapter/                      the newest LoRA or (IA)3, as PEFT has it
     train.jsonl  inference_eval/  tensorboard/  learning_curve.png
     hugging_face/                 the whole model, when the base was trained too

@@ -102,12 +102,16 @@ def with_initializer(model, initializer: prompts.Initializer):
   factory = model.module.prompt_factory
   made = factory() if factory else None
   inner = getattr(made, "prompt", None)
-  if not hasattr(inner, "prompt_init"):
+  shared = getattr(inner, "shared", None)  # of prompts that differ by example
+  if hasattr(shared, "prompt_init"):
+    inner = inner.clone(shared=shared.clone(prompt_init=initializer))
+  elif hasattr(inner, "prompt_init"):
+    inner = inner.clone(prompt_init=initializer)
+  else:
     raise errors.UserError(
         "PROMPT_INITIALIZERS are given, but the model has no prompt with a "
         "`prompt_init`: leave them out, or use prompts.Prompt.")
-  other = functools.partial(
-      made.clone, prompt=inner.clone(prompt_init=initializer))
+  other = functools.partial(made.clone, prompt=inner)
   return dataclasses.replace(
       model, module=model.module.clone(prompt_factory=other))
 

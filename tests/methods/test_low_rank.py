@@ -6,6 +6,7 @@ counts of trained parameters that the paper and its code state (Jain et al.
 """
 
 import functools
+import importlib.util
 import math
 import types
 
@@ -19,6 +20,9 @@ from prompt_tuning import errors, prompts
 from prompt_tuning.methods import heads, instance, low_rank
 from prompt_tuning.models import causal_lm, decoder_only, encoder_decoder, t5
 from prompt_tuning.train import prompts as train_prompts
+from prompt_tuning.train import sharding
+from prompt_tuning.train import state as state_lib
+from prompt_tuning.train import step as step_lib
 
 B, P, H, E, R = 3, 4, 6, 5, 2
 TOKENS = np.array([[3, 4, 5], [6, 7, 0], [8, 0, 0]])
@@ -131,6 +135,52 @@ def test_phm_head_formula():
       for name, layer in params["own"].items()}}))
   np.testing.assert_allclose(
       got, head(params["own"], encoding).reshape(B, P, H), rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def torch_modules(expectations):
+  """The script that wrote the expected values."""
+  path = expectations.parent / "make_instance_expectations.py"
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def _compare_with_torch(torch_modules, expected):
+  lopa_params, idpg_params, encoding, cotangent = torch_modules.arrays()
+  length, width = cotangent.shape[1:]
+  known = prompts.Instance(encoding=encoding)
+  embedded = np.zeros((len(encoding), 1, width), np.float32)
+  found = {}
+  for name, module, params in (
+      ("lopa", low_rank.LowRankPrompt(
+          shared_prompt(length), torch_modules.R), lopa_params),
+      ("idpg", instance.InstancePrompt(length), idpg_params)):
+
+    def total(params, module=module):
+      prompt = module.apply({"params": params}, None, embedded, known)
+      return jnp.sum(prompt * cotangent), prompt
+
+    gradient, found[name] = jax.jit(jax.grad(total, has_aux=True))(params)
+    found |= {f"gradient/{path}": value
+              for path, value in state_lib.flatten(gradient).items()}
+  assert set(found) == set(expected)
+  for name, value in found.items():
+    np.testing.assert_allclose(
+        value, expected[name], rtol=2e-5, atol=2e-6, err_msg=name)
+
+
+def test_committed_outputs_and_gradients_of_torch(
+    torch_modules, expectations):
+  _compare_with_torch(
+      torch_modules, dict(np.load(expectations / "instance.npz")))
+
+
+@pytest.mark.parity
+def test_torch(torch_modules):
+  pytest.importorskip("torch")
+  _compare_with_torch(torch_modules, torch_modules.in_torch())
 
 
 # ------------------------------------------------------------------ the counts
@@ -356,3 +406,43 @@ def test_each_example_has_its_own_prompt(kind, encoded, scan, encoding):
     np.testing.assert_allclose(scores[i], one[1][0], rtol=2e-5)
     np.testing.assert_array_equal(decoded[i], one[2][0])
   np.testing.assert_allclose(loss, total, rtol=2e-5)
+
+
+def test_gradients_of_parts_of_a_batch(encoding):
+  """Over 8 devices, in microbatches and of stacked members: the same."""
+  model = causal(Encoder)
+  params = random_like(model.abstract()[0], 7, 0.4)
+  trainable, frozen = state_lib.split(params, [".*/prompt/.*"])
+  rows = np.tile(np.arange(3), 3)[:8]
+  batch = {name: value[rows] for name, value in batch_of(
+      model, encoding=encoding).items()}
+  key = jax.random.PRNGKey(0)
+  whole = jax.jit(step_lib.make_gradient(model))
+  want, _ = whole(trainable, frozen, batch, key, 0)
+  spread = sharding.put_batch(batch, sharding.make_mesh())
+  assert len(spread["instance_encodings"].sharding.device_set) == 8
+  parts = jax.jit(step_lib.make_gradient(model, num_microbatches=2))
+  two = jax.tree.map(lambda x: np.stack([x, 2 * x]), trainable)
+  members, _ = jax.jit(jax.vmap(
+      step_lib.make_gradient(model), (0, None, None, None, None)))(
+          two, frozen, batch, key, 0)
+  for got in (whole(trainable, frozen, spread, key, 0)[0],
+              parts(trainable, frozen, batch, key, 0)[0],
+              jax.tree.map(lambda x: x[0], members)):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(
+        a, b, rtol=2e-4, atol=1e-5), got, want)
+
+
+def test_prompts_are_float32_until_they_are_put_in_place(encoding):
+  """A bfloat16 model gets the float32 prompt, rounded once."""
+  door = train_prompts.Prompt(low_rank.LowRankPrompt(shared_prompt(), R))
+  embedded = jnp.ones((B, 3, H), jnp.bfloat16)
+  known = prompts.Instance(encoding=encoding)
+  shapes = jax.eval_shape(
+      lambda: door.init(jax.random.PRNGKey(0), TOKENS, embedded, known))
+  params = random_like(shapes["params"])
+  got = door.apply({"params": params}, TOKENS, embedded, known)
+  assert got.dtype == jnp.bfloat16 and got.shape == (B, P + 3, H)
+  want = lopa(params["prompt"], encoding)
+  np.testing.assert_allclose(
+      np.asarray(got[:, :P], np.float64), want, rtol=2**-8 * 1.01)

@@ -95,3 +95,32 @@ def test_per_layer(build, combine):
     wanted["decoder/prompt/prompt/prompt"] = 10 * 768
   assert sizes == wanted
   assert model.module.layer_prompt_factory().combine.__name__ == combine
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_lopa(build, base):
+  """Two heads of the model's own width, and the shared prompt."""
+  model, sizes = build(
+      base, "lopa", "--gin.LOPA_RANK=2", "--gin.HEAD_WIDTH=16")
+  width = model.module.config.embed_dim
+  assert model.instance_encoder is None
+  assert sum(sizes.values()) == (
+      10 * width + 2 * (width + 1) * 16 + 17 * 10 * 2 + 17 * width * 2)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_idpg(build, base):
+  model, sizes = build(base, "idpg", "--gin.PHM=4")
+  width = model.module.config.embed_dim
+  # Rules, parts and biases of two layers.
+  assert sum(sizes.values()) == (
+      4**3 + width**2 // 4 + width + 4**3 + 10 * width**2 // 4 + 10 * width)
+
+
+def test_an_encoder_is_the_models(build):
+  model, sizes = build(
+      "models/gpt2_prompt", "lopa", "--gin.ENCODER_PATH='absent'",
+      f"--gin_file={CONFIGS}/encoders/codesage_small.gin")
+  assert model.instance_encoder.width == 1024
+  assert sum(sizes.values()) == (
+      10 * 768 + 2 * (1024 * 1024 + 1024) + 1025 * 10 * 4 + 1025 * 768 * 4)

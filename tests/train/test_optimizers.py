@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.train.optimizers import AdamW, clipped
+from prompt_tuning.train.optimizers import AdamW, clipped, grouped
 
 
 def train(optimizer, value, gradients):
@@ -70,3 +70,31 @@ def test_small_gradients_are_not_touched():
 def test_a_norm_that_is_not_above_zero_is_refused(max_norm):
   with pytest.raises(UserError, match="clipped.max_norm"):
     clipped(AdamW(0.1), max_norm)
+
+
+def test_groups_have_optimizers_of_their_own():
+  """Each group as if it were trained alone."""
+  value, gradients = problem()
+
+  def tree(x):
+    return {"prompt": {"shared": {"prompt": x}, "row": {"kernel": x}}}
+
+  slow, fast = AdamW(0.001), AdamW(0.1, weight_decay=0.2)
+  trained = train(
+      grouped([(".*/shared/.*", slow), (".*", fast)]), tree(value),
+      [tree(gradient) for gradient in gradients])["prompt"]
+  np.testing.assert_allclose(
+      trained["shared"]["prompt"], train(slow, value, gradients), rtol=1e-6)
+  np.testing.assert_allclose(
+      trained["row"]["kernel"], train(fast, value, gradients), rtol=1e-6)
+
+
+@pytest.mark.parametrize("patterns, sentence", [
+    ([".*/shared/.*"], "No pattern .* matches prompt/row"),
+    ([".*", ".*/row"], "'.*/row' .* has no trained parameter"),
+])
+def test_groups_are_of_all_parameters(patterns, sentence):
+  optimizer = grouped([(pattern, AdamW(0.1)) for pattern in patterns])
+  with pytest.raises(UserError, match=sentence):
+    optimizer.init({"prompt": {"shared": {"prompt": jnp.ones(2)},
+                               "row": jnp.ones(2)}})
