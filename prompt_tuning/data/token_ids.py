@@ -89,11 +89,12 @@ class Examples:
         start, end = self._span(name, index)
         rows.append(self.arrays[name][start:end])
       arrays[name], arrays[f"{name}_offsets"] = rows.flat()
-    encodings = None if self.encodings is None else self.encodings[
-        np.asarray(indices)]
+    chosen = np.asarray(indices)
     return dataclasses.replace(
         self, arrays=arrays, fingerprint=content_fingerprint(arrays),
-        encodings=encodings)
+        encodings=None if self.encodings is None else self.encodings[chosen],
+        encoder_ids=None if self.encoder_ids is None else tuple(
+            part[chosen] for part in self.encoder_ids))
 
   def original(self, index: int) -> dict[str, Any]:
     """The example as the task gave it; arrays have become lists."""

@@ -125,6 +125,8 @@ def test_ids_for_an_encoder_that_is_trained(examples):
       return ids, np.ones(ids.shape, bool)
 
   short = encodings.attach_ids(examples, Words())
+  chosen = short.select([4, 2])
+  np.testing.assert_array_equal(chosen.encoder_ids[0], [[9, 4], [9, 2]])
   longer = examples_of([{"inputs": "number 50"}] * 3, "other")
   longer = dataclasses.replace(
       longer, encoder_ids=(np.full((3, 3), 50), np.ones((3, 3), bool)))

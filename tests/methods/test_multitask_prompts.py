@@ -122,7 +122,7 @@ def test_the_check_stands_where_examples_are_read(monkeypatch):
       features, "tokenize", lambda *_: Examples([127, 5], [124, 1]))
   model = types.SimpleNamespace(
       module=t5.EncoderDecoder(None, multitask_door), input_vocabulary=None,
-      output_vocabulary=None, features=None)
+      output_vocabulary=None, features=None, instance_encoder=None)
   dataset = types.SimpleNamespace(
       split="train", task_feature_lengths={}, cache_dir="cache")
   with pytest.raises(errors.UserError, match="Example 1 of mine .train."):
