@@ -125,6 +125,7 @@ CASES = {
         (*CAUSAL, "models/perceptron_causal_lm"),
         ("decoder/prompt/prompt/prompt",), "HINGE = 1.0", is_causal=True),
 }
+# About 10 s each on an idle core.
 FAST = {"multitask_add", "decoder_per_layer_replace", "perceptron"}
 
 
@@ -176,7 +177,7 @@ def watched(monkeypatch):
 
 
 @pytest.fixture
-def flags_of(tiny_flags, tiny_llama, tmp_path, monkeypatch):
+def flags_of(tiny_flags, tiny_base, tiny_llama, tmp_path, monkeypatch):
   """A function: case and run -> flags of the command."""
   (tmp_path / "tasks_of_test.py").write_text(TASKS)
   monkeypatch.syspath_prepend(str(tmp_path))
@@ -186,7 +187,6 @@ def flags_of(tiny_flags, tiny_llama, tmp_path, monkeypatch):
     includes = "".join(f"include '{CONFIGS}/{name}.gin'\n"
                        for name in case.models)
     length = "" if "wayward" in case.models[0] else "PROMPT_LENGTH = 3\n"
-    # The prompt that all of a concatenated one's positions belong to.
     file.write_text(
         "from __gin__ import dynamic_registration\n"
         "from prompt_tuning import prompts\n"
@@ -207,6 +207,9 @@ def flags_of(tiny_flags, tiny_llama, tmp_path, monkeypatch):
     found = tiny_flags("prompt_finetune" if run == "train" else "prompt_eval",
                        **macros)
     found[0] = f"--gin_file={file}"
+    if run == "eval" and (case.is_causal or "wayward" in case.models[0]):
+      path = str(tiny_llama if case.is_causal else tiny_base)
+      found.append(f"--gin.INITIAL_CHECKPOINT_PATH={path!r}")
     return [flag.replace("prompt_eval.gin", "trained_eval.gin")
             for flag in found]
 
