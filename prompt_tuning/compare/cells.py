@@ -114,10 +114,11 @@ def look(cell: Cell, setting: Setting) -> tuple[str, bool]:
   Raises:
     UserError: if the gin files do not go together.
   """
-  _configure(cell, setting, "runs/prompt_eval.gin", {
-      "INITIAL_CHECKPOINT_PATH": setting.checkpoint, "PROMPT_FILE": None,
-      "EVAL_OUTPUT_DIR": cell.path("judged")})
-  dataset = gin.get_configurable(settings.DatasetConfig)()
+  # A frozen model has no optimizer, and the files of a run ask for one.
+  _configure(cell, setting, "runs/prompt_finetune.gin", {
+      **_train_macros(cell, setting), "OPTIMIZER": None})
+  with gin.config_scope("train"):
+    dataset = gin.get_configurable(settings.DatasetConfig)()
   return inputs.task_name(dataset), bool(
       command_line.macro("TRAINABLE_REGEX"))
 

@@ -135,6 +135,26 @@ def test_what_is_done_is_not_done_again(compared, flags, command):
   assert other.status == 2 and "other settings" in other.err
 
 
+@pytest.mark.parametrize("method,left", [
+    ("['models/causal_lm_from_checkpoint_prompt.gin', 'prompts/lopa.gin', "
+     "{'PROMPT_LENGTH': 3, 'LOPA_RANK': 2}]", "prompt.safetensors"),
+    ("['models/causal_lm_from_checkpoint.gin', 'prompts/full.gin', "
+     "{'LEARNING_RATE': 1e-2, 'WARMUP_STEPS': 1}]", "hugging_face"),
+])
+def test_methods_of_other_kinds(flags, command, tmp_path, method, left):
+  """What is judged is what was trained: the figures are those of the run."""
+  folder = tmp_path / "out"
+  outcome = command("compare", *flags(
+      COMPARE_OUTPUT_DIR=str(folder), ONLY_TASKS=["labels"]),
+      f"--gin.METHODS={{'it': {method}}}")
+  assert outcome.status == 0, outcome.err
+  [cell] = folder.glob("task=labels/method=it/seed=0")
+  assert (cell / "trained" / left).exists()
+  record = json.loads((cell / "result.json").read_text())
+  assert record["trained parameters"] > 0
+  assert record["value"] == np.mean(record["values"])
+
+
 def test_code_runs_only_with_the_word(flags, command, tmp_path):
   outcome = command("compare", *flags(COMPARE_OUTPUT_DIR=str(tmp_path)))
   assert outcome.status == 2 and "EXECUTE_CODE=True" in outcome.err

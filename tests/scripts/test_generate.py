@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from prompt_tuning.data import token_ids
+from prompt_tuning.data import table_tasks, token_ids
 
 CONFIGS = "prompt_tuning/configs"
 MODEL = "models/causal_lm_from_checkpoint"
@@ -156,6 +156,30 @@ def test_cruxeval(generate, kind):
   assert all("[ANSWER]" in text for texts in raw.values() for text in texts)
   assert json.load(open(names["references.json"]))["sample_8"] == [
       "def f(x):\n    return x + 8", "1", "9"]
+
+
+@pytest.fixture(scope="module")
+def beams(generate):
+  return generate("nlg_webnlg", "nlg", NUM_BEAMS=2)
+
+
+def test_tables_write_what_their_measures_read(beams):
+  """The best beam of each context; its references; seen ones apart."""
+  texts = texts_of(beams)
+  assert {len(several) for several in texts.values()} == {2}
+  folder = beams.result[0].rsplit("/", 1)[0]
+
+  def lines(name):
+    return open(f"{folder}/{name}", encoding="utf-8").read().split("\n")[:-1]
+
+  assert lines("context.txt") == [f"x : is : {i}" for i in range(10)]
+  assert lines("references_all/reference1") == [
+      f"x is {2 * i + 1} ." for i in range(10)]
+  assert lines("references_seen/reference0") == [
+      f"x is {2 * i} ." for i in range(3)]
+  assert lines("hypothesis_all") == [
+      table_tasks.spaced(table_tasks.hypothesis(texts[i][0]))
+      for i in range(10)]
 
 
 def test_a_missing_file_and_too_long_texts_are_one_sentence(
