@@ -72,8 +72,8 @@ class Prefix(nn.Module):
     """A model's config -> keys and values, each [L, 1, K, P, D]."""
     layers, heads, width = _sizes(config)
     table = partitioning.param_with_axes(
-        "prefix", self.prefix_init,
-        (self.length, layers * 2 * heads * width), jnp.float32,
+        "prefix", self.prefix_init,  # a saved one's takes no dtype
+        (self.length, layers * 2 * heads * width),
         axes=("prompt", "prefix"))
     return split(table.astype(self.dtype), layers, heads)
 

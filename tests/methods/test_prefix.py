@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prompt_tuning import prompts
 from prompt_tuning.methods import prefix
 from prompt_tuning.models import causal_lm, t5
 from prompt_tuning.train import sharding
@@ -132,3 +133,9 @@ def test_equals_the_encoder_of_peft(projection):
     module, params = KINDS["table"], {"prefix": state["embedding.weight"]}
   np.testing.assert_allclose(
       prefix.fold(module, params, CONFIG), expected, atol=1e-6)
+
+
+def test_a_saved_table_is_a_start():
+  table = np.arange(LENGTH * WIDTH, dtype=np.float32).reshape(LENGTH, WIDTH)
+  module = prefix.Prefix(LENGTH, prompts.from_array(table))
+  np.testing.assert_array_equal(init(module)["params"]["prefix"], table)
