@@ -152,3 +152,27 @@ def test_files_for_the_benchmarks(tmp_path):
   assert json.loads(crux["output_raw.json"]) == {
       "sample_1": ["p [ANSWER]\nassert f(i) == o\n"]}
   assert json.loads(crux["references.json"]) == {"sample_1": ["c", "i", "o"]}
+
+
+@pytest.mark.parity
+def test_seqio_registers_them_with_the_file_that_gin_gives(
+    shared_data, clean_gin):
+  seqio = pytest.importorskip("seqio")
+  from prompt_tuning.data import seqio_tasks
+
+  clean_gin.parse_config(
+      "code_tasks.cruxeval_output_prediction.file = "
+      f"{str(shared_data / 'cruxeval/cruxeval.jsonl')!r}")
+  name = "cruxeval_output_prediction"
+  vocabulary = seqio.ByteVocabulary()
+  try:
+    seqio_tasks.register(name, vocabulary)
+    dataset = seqio.get_mixture_or_task(name).get_dataset(
+        {"inputs": 4096, "targets": 4096}, "test", shuffle=False)
+    first = next(dataset.as_numpy_iterator())
+  finally:
+    seqio.TaskRegistry.remove(name)
+  ours = next(tasks.get_task(name).examples("test"))
+  assert ours["id"] == "sample_400"
+  assert vocabulary.decode(first["inputs"].tolist()) == ours["inputs"]
+  assert vocabulary.decode(first["targets"].tolist()) == ours["targets"]
