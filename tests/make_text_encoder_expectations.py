@@ -1,4 +1,4 @@
-"""Writes tests/expectations/text_encoder_*.npz with Hugging Face's models.
+"""Writes tests/expectations/{text_encoder,masked_lm}_*.npz with transformers.
 
 Run it from the repository root, where `torch` and `transformers` can be
 imported: `python tests/make_text_encoder_expectations.py`. Weights and inputs
@@ -102,7 +102,51 @@ def states_of_transformers(model, ids, visible):
   return out.last_hidden_state.numpy()
 
 
+def masked(seed, padding):
+  """The texts of `tokens`, the places of their masks, and a prompt.
+
+  Returns:
+    tokens [B, T], visible [B, T], places [B, 1], prompt [5, H].
+  """
+  ids, visible = tokens(seed, padding)
+  random = np.random.RandomState(seed)
+  places = random.randint(0, visible.sum(1))[:, None].astype(np.int32)
+  return ids, visible, places, random.randn(5, WIDTH).astype(np.float32)
+
+
+def logits_of_transformers(model, ids, visible, places, prompt=None):
+  """Logits at one place of each text, [B, V], behind a prompt if given."""
+  import torch
+
+  embedded = model.get_input_embeddings()(torch.from_numpy(ids).long())
+  mask = torch.from_numpy(visible).long()
+  if prompt is not None:
+    prompt = torch.from_numpy(prompt).expand(len(ids), *prompt.shape)
+    embedded = torch.cat([prompt, embedded], 1)
+    mask = torch.cat([torch.ones(prompt.shape[:2], dtype=torch.long), mask], 1)
+  with torch.no_grad():
+    logits = model(inputs_embeds=embedded, attention_mask=mask).logits
+  logits = logits[:, -ids.shape[1]:].numpy()
+  return np.take_along_axis(logits, places[..., None], axis=1)[:, 0]
+
+
+def write_masked_lm():
+  """RoBERTa with its head."""
+  model = model_of_transformers("roberta", 11, "AutoModelForMaskedLM")
+  model.config.architectures = [type(model).__name__]  # as saving does
+  *texts, prompt = masked(11, model.config.pad_token_id)
+  path = pathlib.Path(__file__).parent / "expectations"
+  path /= "masked_lm_roberta.npz"
+  np.savez_compressed(
+      path, seed=11, shapes=json.dumps(shapes_of(model)),
+      config=model.config.to_json_string(use_diff=False),
+      logits=logits_of_transformers(model, *texts),
+      logits_with_prompt=logits_of_transformers(model, *texts, prompt))
+  print(f"{path}: {path.stat().st_size} bytes")
+
+
 def main():
+  write_masked_lm()
   for seed, case in enumerate(CASES):
     model = model_of_transformers(case, seed)
     ids, visible = tokens(seed, model.config.pad_token_id)

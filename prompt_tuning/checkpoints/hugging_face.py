@@ -304,6 +304,9 @@ def save(
   """
   dtype = np.dtype(dtype)
   written, config, content = _written(config, family)
+  for head, architecture in getattr(written, "HEADS", {}).items():
+    if head in params:
+      content["architectures"] = [architecture]
   tensors = _by_tensor(
       written, written.weight_map(config, content), params, gather)
   shards = _shards(tensors, dtype, max_shard_bytes)

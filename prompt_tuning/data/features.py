@@ -1,8 +1,8 @@
 """Texts to token ids, and ids to the padded features of a model.
 
-What differs between kinds of models is in `EncoderDecoder` and `DecoderOnly`,
-one of which every model has as its attribute `features`. Ids are kept on disk
-by `token_ids`.
+What differs between kinds of models is in `EncoderDecoder`, `DecoderOnly` and
+`MaskedLM`, one of which every model has as its attribute `features`. Ids are
+kept on disk by `token_ids`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,8 +27,19 @@ _FORMAT = 1
 FEATURES = ("inputs", "targets")
 
 
+class Encoding:
+  """How a kind of model takes examples; each one is a subclass."""
+
+  def target_ids(
+      self, value: Any, vocabulary: vocabularies.Vocabulary,
+      add_eos: bool = True,
+  ) -> list[int]:
+    """The ids of targets; see `sequence_ids`."""
+    return sequence_ids(value, vocabulary, add_eos)
+
+
 @dataclasses.dataclass(frozen=True)
-class EncoderDecoder:
+class EncoderDecoder(Encoding):
   """Inputs are read by an encoder: they end in an end-of-sequence.
 
   Attributes:
@@ -61,7 +72,7 @@ class EncoderDecoder:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecoderOnly:
+class DecoderOnly(Encoding):
   """Inputs are a text that the targets go on from: nothing ends them.
 
   What the tokenizer puts in front of a text (its beginning-of-sequence) is in
@@ -116,8 +127,144 @@ class DecoderOnly:
     return decoder_only_features(*args, **kwargs)
 
 
-# How a kind of model takes examples.
-Encoding = EncoderDecoder | DecoderOnly
+@dataclasses.dataclass(frozen=True)
+class MaskedLM(Encoding):
+  """Inputs are a text with one mask, in whose place the target belongs.
+
+  A text that is too long loses what stands farthest from the mask, on its
+  longer side; never the mask, nor what the tokenizer puts around the text.
+
+  Attributes:
+    mask_id: of the mask.
+    names: of the arrays that `padded` makes.
+    empty_inputs: there is a mask at least.
+  """
+
+  mask_id: int
+  names: ClassVar[tuple[str, ...]] = (
+      "encoder_input_tokens", "encoder_input_mask", "encoder_mask_positions",
+      "decoder_target_tokens", "decoder_loss_weights")
+  empty_inputs: ClassVar[bool] = False
+
+  def input_ids(
+      self, value: Any, vocabulary: vocabularies.Vocabulary,
+      add_eos: bool = True,
+  ) -> list[int]:
+    """The ids of inputs, in what the tokenizer puts around a text.
+
+    Args:
+      value: a text, or ids, to which nothing is added.
+      vocabulary: encodes texts.
+      add_eos: of no meaning here.
+
+    Raises:
+      UserError: if there is not exactly one mask.
+    """
+    del add_eos
+    if isinstance(value, bytes):
+      value = value.decode("utf-8")
+    if isinstance(value, str):
+      before, behind = vocabulary.frame
+      ids = [*before, *vocabulary.encode(value), *behind]
+    else:
+      ids = [int(i) for i in value]
+    if ids.count(self.mask_id) != 1:
+      raise errors.UserError(
+          f"the inputs {str(value)[:80]!r} have {ids.count(self.mask_id)} "
+          "masks and a masked language model needs exactly one: put "
+          f"{vocabulary.piece(self.mask_id)} in the task's INPUTS, where the "
+          "label belongs")
+    return ids
+
+  def cut_inputs(
+      self, ids: Sequence[int], length: int,
+      vocabulary: vocabularies.Vocabulary,
+  ) -> Sequence[int]:
+    """At most `length` ids, the mask among them."""
+    extra = len(ids) - length
+    if extra <= 0:
+      return ids
+    before, behind = (
+        len(part) if whole else 0 for part, whole in zip(
+            vocabulary.frame, _stands_in(ids, *vocabulary.frame)))
+    if length <= before + behind:
+      raise errors.UserError(
+          f"TASK_FEATURE_LENGTHS['inputs'] is {length}, which leaves no room "
+          f"for the mask: the tokenizer puts {before + behind} tokens around "
+          "every text; raise it")
+    left = list(ids).index(self.mask_id) - before  # tokens before the mask
+    right = len(ids) - behind - before - left - 1
+    # The longer side first, then both evenly.
+    from_left = min(max(left - right, 0), extra)
+    from_right = min(max(right - left, 0), extra)
+    evenly = extra - from_left - from_right
+    from_left += evenly // 2
+    from_right += evenly - evenly // 2
+    end = len(ids) - behind
+    return [*ids[:before], *ids[before + from_left:end - from_right],
+            *ids[end:]]
+
+  def target_ids(
+      self, value: Any, vocabulary: vocabularies.Vocabulary,
+      add_eos: bool = True,
+  ) -> list[int]:
+    """The one id of a target; none where there is nothing to predict.
+
+    Args:
+      value: a text, such as " great", or ids.
+      vocabulary: encodes texts.
+      add_eos: of no meaning here: nothing ends a word.
+
+    Raises:
+      UserError: if it is of several tokens.
+    """
+    del add_eos
+    ids = sequence_ids(value, vocabulary, add_eos=False)
+    if len(ids) > 1:
+      raise errors.UserError(
+          f"the target {value!r} has {len(ids)} tokens and a masked language "
+          "model predicts one: give a word that is a single token in the "
+          "task's LABELS, with its space in front, such as ' great'")
+    return ids
+
+  def padded(
+      self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[int]],
+      inputs_length: int, targets_length: int,
+  ) -> dict[str, np.ndarray]:
+    """Padded features.
+
+    Args:
+      inputs: B sequences of at most `inputs_length` ids.
+      targets: B sequences of at most one id.
+      inputs_length: T.
+      targets_length: U, which is 1.
+
+    Returns:
+      int32 arrays: `encoder_input_tokens` and `encoder_input_mask` (1 on text,
+      0 on padding) [B, T]; `encoder_mask_positions`, `decoder_target_tokens`
+      and `decoder_loss_weights` (1 where there is a target) [B, U].
+    """
+    lengths = np.array([[len(ids)] for ids in inputs], np.int32)  # [B, 1]
+    places = [[list(ids).index(self.mask_id)] for ids in inputs]
+    counts = np.array([[len(ids)] for ids in targets], np.int32)
+    return {
+        "encoder_input_tokens": _padded(inputs, inputs_length),
+        "encoder_input_mask": (
+            np.arange(inputs_length) < lengths).astype(np.int32),
+        "encoder_mask_positions": np.repeat(
+            np.array(places, np.int32), targets_length, axis=1),
+        "decoder_target_tokens": _padded(targets, targets_length),
+        "decoder_loss_weights": (
+            np.arange(targets_length) < counts).astype(np.int32),
+    }
+
+
+def _stands_in(
+    ids: Sequence[int], before: Sequence[int], behind: Sequence[int]
+) -> tuple[bool, bool]:
+  """Whether ids begin with the one and end in the other."""
+  return (list(ids[:len(before)]) == list(before),
+          list(ids[len(ids) - len(behind):]) == list(behind))
 
 
 def tokenize(
@@ -254,7 +401,7 @@ def _encoded(task, example, both, lengths, encoding, place):
         "beginning-of-sequence in front, so a decoder-only model has nothing "
         "to go on from; give the task inputs with some text around them, as "
         "'Review: {text}'")
-  targets = sequence_ids(
+  targets = encoding.target_ids(
       example["targets"], both["targets"], "targets" not in task.without_eos)
   return {
       "inputs": (inputs, encoding.cut_inputs(

@@ -23,6 +23,7 @@ import os
 import pathlib
 import string
 from typing import Any
+import warnings
 import zlib
 
 from prompt_tuning import errors
@@ -52,6 +53,7 @@ class FileTask(tasks.Task):
       rank_labels: bool = False,
       separator: str | None = None,
       several_references: bool = False,
+      skip_incomplete: bool = False,
       metric_fns: Sequence[tasks.MetricFn] = (accuracy.accuracy,),
   ):
     """Finds the files; their rows are read when a split is asked for.
@@ -78,6 +80,9 @@ class FileTask(tasks.Task):
       several_references: rows of "validation" and "test" that have the same
         inputs are one example, whose targets are all right; metrics get them
         as a list.
+      skip_incomplete: rows of tables with fewer columns than are named are
+        left out, with one warning, instead of refused; a few of GLUE's QQP
+        are.
       metric_fns: functions of target texts and predicted texts.
 
     Raises:
@@ -107,7 +112,9 @@ class FileTask(tasks.Task):
           "not set; set it, or leave rank_labels out")
     settings = [*formats, separator, inputs, targets,
                 columns and list(columns), verbalizers]
-    rows = functools.partial(_rows, columns=columns, separator=separator)
+    rows = functools.partial(
+        _rows, columns=columns, separator=separator,
+        skip_incomplete=skip_incomplete)
     if targets is None:
       verbalizers = None  # there is nothing to turn into words
     super().__init__(
@@ -117,7 +124,8 @@ class FileTask(tasks.Task):
         splits=tuple(paths),
         metric_fns=tuple(metric_fns),
         postprocess_fn=_references if several_references else None,
-        fingerprint=_fingerprint(paths, [*settings, several_references]),
+        fingerprint=_fingerprint(paths, [
+            *settings, several_references, skip_incomplete]),
         label_texts=tuple(dict.fromkeys(
             str(text) for text in labels.values())) if rank_labels else None)
 
@@ -215,14 +223,15 @@ def _verbalized(value: str, labels: Mapping[str, str], place: str) -> str:
 
 
 def _rows(
-    path: pathlib.Path, columns: Sequence[str] | None, separator: str | None
+    path: pathlib.Path, columns: Sequence[str] | None, separator: str | None,
+    skip_incomplete: bool,
 ) -> _Rows:
   form = _format(path)
   if form == ".jsonl":
     return json_rows(path)
   reader = {".tsv": _tsv, ".csv": _csv}.get(
       form, functools.partial(_separated, separator=separator))
-  return _table_rows(path, reader, columns)
+  return _table_rows(path, reader, columns, skip_incomplete)
 
 
 def json_rows(path: pathlib.Path) -> _Rows:
@@ -251,7 +260,9 @@ def _table_rows(
     path: pathlib.Path,
     reader: Callable[[pathlib.Path], Iterator[tuple[int, list[str]]]],
     columns: Sequence[str] | None,
+    skip_incomplete: bool,
 ) -> _Rows:
+  skipped = 0
   for number, fields in reader(path):
     if columns is None:
       columns = fields
@@ -261,12 +272,19 @@ def _table_rows(
             f"{', '.join(map(repr, columns))}; if it is no header, set "
             "FileTask.columns")
       continue
+    if len(fields) < len(columns) and skip_incomplete:
+      skipped += 1
+      continue
     if len(fields) != len(columns):
       raise errors.UserError(
           f"{path} line {number} has {len(fields)} columns where "
           f"{len(columns)} are named: {', '.join(map(repr, columns))}; correct "
           "the row or FileTask.columns")
     yield number, dict(zip(columns, fields, strict=True))
+  if skipped:
+    warnings.warn(
+        f"{path}: {skipped} rows have fewer columns than {len(columns)} and "
+        "were left out", stacklevel=2)
 
 
 def _tsv(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:

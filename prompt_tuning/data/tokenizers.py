@@ -18,7 +18,7 @@ from typing import Any
 from prompt_tuning import errors
 from prompt_tuning.data import vocab_files, vocabularies
 
-_SPECIAL = ("bos", "eos", "pad", "unk")
+_SPECIAL = ("bos", "eos", "pad", "unk", "mask")
 
 # BERT begins and ends a text with tokens of other names.
 _OTHER_NAMES = {"bos": "cls", "eos": "sep"}
@@ -53,7 +53,7 @@ class TokenizersVocabulary(vocabularies.Vocabulary):
     self.path = os.fspath(path)
     self._given = {
         "eos": eos_token, "bos": bos_token, "pad": pad_token,
-        "unk": unk_token}
+        "unk": unk_token, "mask": None}
     self._add_bos = add_bos
 
   def __repr__(self):
@@ -129,6 +129,21 @@ class TokenizersVocabulary(vocabularies.Vocabulary):
   def unk_id(self) -> int | None:
     """The id of what is unknown; tokenizers of bytes have none."""
     return self._special("unk")
+
+  @functools.cached_property
+  def mask_id(self) -> int:
+    """The id in whose place a masked language model predicts.
+
+    Raises:
+      UserError: if no file names it.
+    """
+    found = self._special("mask")
+    if found is None:
+      raise errors.UserError(
+          f"no file says which token of {self.path} is the mask, so it is no "
+          "masked language model: add \"mask_token\" to its "
+          "tokenizer_config.json, or take a RoBERTa")
+    return found
 
   @functools.cached_property
   def fingerprint(self) -> str:
@@ -309,7 +324,7 @@ class GgufTokenizer(TokenizersVocabulary):
     found = {
         name: self._metadata.get(f"tokenizer.ggml.{word}_token_id")
         for name, word in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"),
-                           ("unk", "unknown"))}
+                           ("unk", "unknown"), ("mask", "mask"))}
     for name, value in found.items():
       known = value is None or (
           type(value) is int and 0 <= value < self.vocab_size)

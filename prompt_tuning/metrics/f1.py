@@ -1,4 +1,4 @@
-"""F1 of the class 1 among 0 and 1."""
+"""F1 of the class 1 among 0 and 1, and of a text among two."""
 
 from collections.abc import Sequence
 
@@ -23,3 +23,18 @@ def f1(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
     right += target == prediction == 1
     wrong += target != prediction
   return {"f1": 200.0 * right / (2 * right + wrong) if right else 0.0}
+
+
+def f1_of_text(
+    targets: Sequence[str], predictions: Sequence[str], positive: str
+) -> dict[str, float]:
+  """`f1` of labels that are texts, outer white space aside.
+
+  Args:
+    targets: N texts.
+    predictions: N texts.
+    positive: the text of class 1; any other is class 0.
+  """
+  return f1(*(
+      [int(text.strip() == positive.strip()) for text in texts]
+      for texts in (targets, predictions)))

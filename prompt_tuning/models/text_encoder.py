@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning import errors
+from prompt_tuning import errors, prompts
 from prompt_tuning.models import causal_attention, layers, stack
 
 Array = jax.Array
@@ -218,7 +218,10 @@ class Encoder(nn.Module):
       self.embedding_norm = layers.LayerNorm(config.norm_epsilon, config.dtype)
     self.encoder = Stack(config, self.prompt_factory)
 
-  def hidden(self, tokens: Array, mask: Array) -> Array:
+  def hidden(
+      self, tokens: Array, mask: Array,
+      instance: prompts.Instance | None = None,
+  ) -> Array:
     """Runs the layers on one text a row, behind the prompt if there is one.
 
     Positions are counted over the text, so that padding may stand on either
@@ -227,6 +230,7 @@ class Encoder(nn.Module):
     Args:
       tokens: [B, T].
       mask: [B, T] bool, False is padding.
+      instance: for prompts that differ by example.
 
     Returns:
       [B, P + T, H].
@@ -238,7 +242,8 @@ class Encoder(nn.Module):
     x = self.token_embedder(tokens)
     mask = mask.astype(bool)
     if self.prompt_factory is not None:
-      x = self.encoder.prompt(tokens, x).astype(x.dtype)
+      x = prompts.called(
+          self.encoder.prompt, tokens, x, instance).astype(x.dtype)
       extra = x.shape[1] - mask.shape[1]
       mask = jnp.pad(mask, ((0, 0), (extra, 0)), constant_values=True)
     if x.shape[1] > config.max_positions:

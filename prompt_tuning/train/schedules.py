@@ -141,3 +141,37 @@ def linear_decay(
     return jnp.asarray(base_learning_rate * share, jnp.float32)
 
   return schedule
+
+
+def warmed_up(
+    base_learning_rate: float, total_steps: int, warmup_share: float,
+    step_offset: int = 0,
+) -> Schedule:
+  """Up from 0 over a share of the run, then constant.
+
+  The numbers of Hugging Face's `get_constant_schedule_with_warmup`, whose
+  warm-up is a whole number of steps, rounded up.
+
+  Args:
+    base_learning_rate: the rate after the warm-up.
+    total_steps: of the run.
+    warmup_share: of `total_steps`, 0 to 1.
+    step_offset: step of the run that the schedule counts from.
+
+  Returns:
+    The schedule.
+
+  Raises:
+    UserError: when the share is not between 0 and 1.
+  """
+  if not 0 <= warmup_share <= 1:
+    raise UserError(
+        f"warmed_up.warmup_share = {warmup_share} must be between 0 and 1.")
+  warmup_steps = max(1, math.ceil(total_steps * warmup_share))
+
+  def schedule(step):
+    step = jnp.maximum(0, step - step_offset)
+    share = jnp.minimum(step / warmup_steps, 1.0)
+    return jnp.asarray(base_learning_rate * share, jnp.float32)
+
+  return schedule

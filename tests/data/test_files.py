@@ -180,6 +180,16 @@ def test_mistakes_in_files(tmp_path, name, content, message):
     list(task.examples("train"))
 
 
+def test_incomplete_rows_can_be_left_out(tmp_path):
+  path = write(tmp_path / "rows.tsv", "text\tlabel\na\t0\nb\nc\t1\n")
+  task = files.FileTask(train=path, skip_incomplete=True)
+  with pytest.warns(UserWarning, match="1 rows have fewer columns than 2"):
+    assert pairs(task) == [("a", "0"), ("c", "1")]
+  write(path, "text\tlabel\na\t0\tx\n")  # more is no row of the table
+  with pytest.raises(errors.UserError, match="line 2 has 3 columns"):
+    pairs(task)
+
+
 def test_damaged_gzip(tmp_path):
   whole = gzip.compress(("text\tlabel\n" + "a\t0\n" * 9999).encode())
   for number, content in enumerate((b"plain", whole[:60], whole[:-9])):

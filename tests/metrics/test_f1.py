@@ -16,3 +16,10 @@ from prompt_tuning.metrics import f1
 ])
 def test_pairs(targets, predictions, expected):
   assert f1.f1(targets, predictions) == {"f1": pytest.approx(expected)}
+
+
+def test_of_texts():
+  """The first case above, with words for classes."""
+  found = f1.f1_of_text(
+      [" Yes", " Yes", " No", " No"], ["Yes", " No", " Yes", " Maybe"], " Yes")
+  assert found == {"f1": pytest.approx(50.0)}

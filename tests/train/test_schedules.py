@@ -11,6 +11,7 @@ from prompt_tuning.train.schedules import (
   FACTORS,
   create_learning_rate_scheduler,
   linear_decay,
+  warmed_up,
 )
 
 STEPS = (0, 1, 5, 9, 10, 11, 25, 40, 99, 100, 1000)
@@ -92,8 +93,24 @@ def test_linear_decay_is_hugging_faces(warmup):
     theirs.step()
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("share, warmup", [(0.0, 0), (0.06, 1), (0.35, 4)])
+def test_warmed_up_is_hugging_faces(share, warmup):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+  theirs = transformers.get_constant_schedule_with_warmup(optimizer, warmup)
+  ours = warmed_up(0.3, 10, share, step_offset=5)
+  for step in range(1, 12):
+    optimizer.step()
+    theirs.step()
+    np.testing.assert_allclose(
+        ours(5 + step), theirs.get_last_lr()[0], rtol=1e-6)
+
+
 @pytest.mark.parametrize("schedule", [
-    create_learning_rate_scheduler(), linear_decay(1.0, 10)])
+    create_learning_rate_scheduler(), linear_decay(1.0, 10),
+    warmed_up(1.0, 10, 0.5)])
 def test_schedules_run_under_jit_in_float32(schedule):
   rate = jax.jit(schedule)(np.int32(3))
   assert rate.dtype == np.float32 and rate.shape == ()
@@ -105,6 +122,7 @@ def test_schedules_run_under_jit_in_float32(schedule):
      "'warmup'.*linear_warmup"),
     (lambda: create_learning_rate_scheduler(steps_per_decay=0),
      "steps_per_decay = 0"),
+    (lambda: warmed_up(1.0, 10, 6), "warmup_share = 6 .*0 and 1"),
     (lambda: linear_decay(1.0, 10, 11), "warmup_steps = 11.*total_steps = 10"),
 ])
 def test_mistakes_are_named(make, sentence):

@@ -12,6 +12,8 @@ has, always under the same names:
     Config        the configuration class of our model
     POOLING       of an encoder: how a text becomes one vector, see
                   `models.text_encoder`
+    HEADS         of some: a module beside the network -> what config.json
+                  calls a model that has it
     read_config(config: ConfigJson) -> dict      keywords of `Config`
     write_config(config: Config) -> dict         its inverse: config.json
     weight_map(config: Config, content) -> Map   our paths -> pieces of tensors

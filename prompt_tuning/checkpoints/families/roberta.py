@@ -18,6 +18,7 @@ IGNORED = re.compile(
     r"(roberta\.)?(pooler\..*|embeddings\.position_ids)"
     r"|(classifier|qa_outputs|lm_head)\..*")
 POOLING = "first_token"
+HEADS = {"lm_head": "RobertaForMaskedLM"}
 Config = text_encoder.Config
 
 
@@ -48,5 +49,22 @@ def write_config(config: text_encoder.Config) -> dict:
 
 def weight_map(config: text_encoder.Config, content) -> weights.Map:
   """Where each parameter lies (see `families`)."""
-  del content  # `Config` says it all
-  return bert.encoder_map(config, PREFIX)
+  found = bert.encoder_map(config, PREFIX)
+  if HEADS["lm_head"] in (content.get("architectures") or ()):
+    found |= _head(config)
+  return found
+
+
+def _head(config: text_encoder.Config) -> weights.Map:
+  """The masked language model's; its table is the embeddings'."""
+  width = config.embed_dim
+  found = weights.whole(
+      "token_embedder/embedding",
+      f"{PREFIX}embeddings.word_embeddings.weight", "lm_head.decoder.weight",
+      stored=(config.vocab_size, width))
+  found |= weights.linear(
+      "lm_head/dense", "lm_head.dense", width, width, bias=True)
+  found |= weights.norm("lm_head/layer_norm", "lm_head.layer_norm", width, True)
+  return found | weights.whole(
+      "lm_head/bias", "lm_head.bias", "lm_head.decoder.bias",
+      stored=(config.vocab_size,))

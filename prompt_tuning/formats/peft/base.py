@@ -24,6 +24,7 @@ class Base:
     num_kv_heads: K.
     head_dim: D.
     modules: its dense modules by Hugging Face's names.
+    is_encoder: whether it has no decoder at all, as RoBERTa.
   """
 
   name: str
@@ -35,6 +36,7 @@ class Base:
   num_kv_heads: int
   head_dim: int
   modules: Mapping[str, modules.Module]
+  is_encoder: bool = False
 
   @classmethod
   def of(cls, weights, name: str | None = None) -> "Base":
@@ -52,6 +54,7 @@ class Base:
       raise errors.UserError(
           f"{weights.path} does not say what model it is, which PEFT's files "
           "must: give the model as a Hugging Face directory.")
+    family = families.of_type(weights.family, weights.path)
     layers = config.get("num_layers") or config["num_encoder_layers"]
     heads = config["num_heads"]
     return cls(
@@ -61,17 +64,21 @@ class Base:
         num_decoder_layers=config.get("num_decoder_layers") or layers,
         num_heads=heads, num_kv_heads=config.get("num_kv_heads") or heads,
         head_dim=config["head_dim"],
-        modules=modules.of_pieces(_pieces(weights)))
+        modules=modules.of_pieces(_pieces(weights)),
+        is_encoder=family in families.ENCODERS)
 
   @property
-  def task(self) -> str:
-    """PEFT's `task_type`."""
+  def task(self) -> str | None:
+    """PEFT's `task_type`; it has none for masked language models."""
+    if self.is_encoder:
+      return None
     return "SEQ_2_SEQ_LM" if self.is_encoder_decoder else "CAUSAL_LM"
 
   @property
   def prompt_path(self) -> str:
     """Where the model has its prompt."""
-    side = "encoder" if self.is_encoder_decoder else "decoder"
+    has_encoder = self.is_encoder or self.is_encoder_decoder
+    side = "encoder" if has_encoder else "decoder"
     return f"{side}/prompt/prompt"
 
   def check_task(self, adapter) -> None:
