@@ -19,8 +19,8 @@ import pytest
 from prompt_tuning import errors, prompts
 from prompt_tuning.methods import heads, instance, low_rank
 from prompt_tuning.models import causal_lm, decoder_only, encoder_decoder, t5
+from prompt_tuning.train import members, sharding
 from prompt_tuning.train import prompts as train_prompts
-from prompt_tuning.train import sharding
 from prompt_tuning.train import state as state_lib
 from prompt_tuning.train import step as step_lib
 
@@ -446,3 +446,12 @@ def test_prompts_are_float32_until_they_are_put_in_place(encoding):
   want = lopa(params["prompt"], encoding)
   np.testing.assert_allclose(
       np.asarray(got[:, :P], np.float64), want, rtol=2**-8 * 1.01)
+
+
+def test_a_sweep_starts_shared_prompts_elsewhere():
+  start = nn.initializers.ones
+  model = members.with_initializer(causal(), start)
+  _, prompt = heads.prompt_of(model.module)
+  assert prompt.shared.prompt_init is start and prompt.rank == R
+  with pytest.raises(errors.UserError, match="has no prompt with"):
+    members.with_initializer(causal(prompt=instance.InstancePrompt(P)), start)
