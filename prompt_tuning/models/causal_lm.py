@@ -201,8 +201,8 @@ class Decoder(nn.Module):
       Hidden states before the last norm, and each layer's keys and values.
     """
     config = self.config
-    before = 0 if prefix is None else prefix[0][0].shape[2]
-    _check_length(config, before, cache_length or x.shape[1])
+    before = _prefix_length(prefix)
+    _check_length(config, before, x.shape[1])
     index = key_visible = None
     if cache_length is not None:
       index, key_visible, visible = self._remember(x, visible, cache_length)
@@ -250,6 +250,11 @@ class Decoder(nn.Module):
     seen.value = held.reshape(seen.value.shape)
     index.value = start + x.shape[1]
     return start, held, visible
+
+
+def _prefix_length(prefix: Any) -> int:
+  """P of keys and values [L, 1 or B, K, P, D], or of a list of layers'."""
+  return 0 if prefix is None else prefix[0][0].shape[2]
 
 
 def _check_length(config: Config, before: int, length: int):
@@ -402,6 +407,7 @@ class CausalLM(nn.Module):
   def prefill(
       self, tokens: Array, visible: Array, cache_length: int,
       prefix: Any = None, instance: prompts.Instance | None = None,
+      *, longest: int | None = None,
   ) -> None:
     """Starts the collection `cache` with the inputs.
 
@@ -411,9 +417,12 @@ class CausalLM(nn.Module):
       cache_length: positions for inputs and all that is decoded.
       prefix: from `shared_prefix`, if it gave one.
       instance: for prompts that differ by example.
+      longest: how many of the cache's positions one text can use; None: all.
     """
     x, visible, prefix = self._inputs(tokens, visible, prefix, instance)
     extra = x.shape[1] - tokens.shape[1]
+    _check_length(
+        self.config, extra + _prefix_length(prefix), longest or cache_length)
     self.decoder(
         x, None, visible, prefix, cache_length + extra,
         begins_with_prompt=prefix is None)
@@ -421,6 +430,8 @@ class CausalLM(nn.Module):
   def decode(self, tokens: Array, prefix: Any = None) -> Array:
     """One step on the cache: tokens [B, 1] -> logits [B, V] float32."""
     held = self.decoder.get_variable("cache", "cached_visible")
+    if prefix is None and self.prefix_factory is not None:
+      prefix = self.decoder.prefix(self.config)
     hidden, _ = self.decoder(
         self._normed(self.token_embedder(tokens)), None, None, prefix,
         held.shape[-1])

@@ -1,4 +1,4 @@
-"""Training steps and decoding per second and peak memory, against PEFT.
+"""Training steps and decoding per second and peak memory, against others.
 
     python -m prompt_tuning.scripts.benchmark --setting t5 --steps 12
 
@@ -13,6 +13,8 @@ Settings (random weights):
               prompt; against transformers.
   save        a prompt of [100, 768] under Adafactor: how long a training step
               waits for its save (the files are written in the background).
+  t5x         whole runs of `prompt_tuning.train` and of stock `t5x.train`: see
+              `benchmark_t5x`.
 
 Each contender is a process of its own; they take turns, one step each, so a
 machine whose speed drifts slows all of them alike and the ratios hold. PEFT
@@ -37,12 +39,13 @@ import sys
 import time
 
 from prompt_tuning.scripts import benchmark_contenders as contenders
+from prompt_tuning.scripts import benchmark_t5x
 
 
 def main(arguments=None):
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-  parser.add_argument("--setting", choices=list(contenders.SETTINGS),
-                      default="t5")
+  parser.add_argument("--setting",
+                      choices=[*contenders.SETTINGS, "t5x"], default="t5")
   parser.add_argument("--steps", type=int, default=8, help="timed steps each")
   parser.add_argument(
       "--targets", type=int, default=None,
@@ -50,6 +53,9 @@ def main(arguments=None):
   parser.add_argument("--contender", default=None,
                       help="run as one contender (used by this script itself)")
   flags = parser.parse_args(arguments)
+  if flags.setting == "t5x":
+    benchmark_t5x.print_table(flags.steps)
+    return
   runs = contenders.SETTINGS[flags.setting](flags.targets)
   if flags.contender:
     _serve(*runs[flags.contender])

@@ -5,10 +5,11 @@
         --prompt runs/sst2/numpy_checkpoints/checkpoint_1130000 \\
         --output runs/sst2/whole/checkpoint_1130000
 
-What is made holds parameters and a step, as evaluation and inference read them,
-and T5X when it starts a new training. The optimizer's state of that step is
-nowhere, so a training cannot go on from it as if nothing had happened; ours
-goes on from the checkpoints in its own folder.
+Without a prompt it is the base alone, such as a Hugging Face directory that T5X
+is to train on. What is made holds parameters and a step, as evaluation and
+inference read them, and T5X when it starts a new training. The optimizer's
+state of that step is nowhere, so a training cannot go on from it as if nothing
+had happened; ours goes on from the checkpoints in its own folder.
 """
 
 import argparse
@@ -34,8 +35,9 @@ def main(arguments=None):
       help="the model: a T5X checkpoint, a Hugging Face directory or a GGUF "
       "file")
   parser.add_argument(
-      "--prompt", required=True, metavar="PATH",
-      help="a prompt in any format, or a run's numpy_checkpoints/checkpoint_N")
+      "--prompt", default=None, metavar="PATH",
+      help="a prompt in any format, or a run's numpy_checkpoints/checkpoint_N "
+      "(default: none, the base alone)")
   parser.add_argument(
       "--output", required=True, metavar="PATH",
       help="the folder to make: checkpoint_N, where N is the step")
@@ -50,11 +52,12 @@ def main(arguments=None):
     names = recreate(
         flags.base, flags.prompt, flags.output, flags.variable,
         flags.save_dtype)
-    print(f"{flags.output}: the base and {', '.join(names)}")
+    what = f"the base and {', '.join(names)}" if names else "the base alone"
+    print(f"{flags.output}: {what}")
 
 
 def recreate(
-    base: str | os.PathLike, prompt: str, output: str,
+    base: str | os.PathLike, prompt: str | None, output: str,
     variable: str | None = None, dtype: str = "float32",
 ) -> list[str]:
   """Writes the checkpoint, one array of the base after the other.
@@ -62,7 +65,7 @@ def recreate(
   Args:
     base: see `checkpoints.base.open_base`.
     prompt: see `convert.read`; or a folder of `.npy` files, each with the
-      dotted path of its parameter for a name.
+      dotted path of its parameter for a name; None for the base alone.
     output: the folder to make; its name ends in the step.
     variable: see `main`.
     dtype: what to write, "float32" or "bfloat16".
@@ -81,7 +84,7 @@ def recreate(
         f"--output {output} must end in checkpoint_N, where N is the training "
         "step: T5X takes the step from the folder's name.")
   weights = base_lib.open_base(base)
-  trained = _trained(weights, prompt, variable)
+  trained = {} if prompt is None else _trained(weights, prompt, variable)
   t5x.write_all(output, _arrays(weights, trained), int(step[1]), dtype)
   return sorted(trained)
 

@@ -7,17 +7,20 @@ from typing import Any
 
 import flax.linen as nn
 import gin
+import seqio
 from t5x import decoding, models, optimizers
 
 from prompt_tuning import errors
 from prompt_tuning.decoding import beam, greedy, sampling
 from prompt_tuning.methods import interception
-from prompt_tuning.models import encoder_decoder
-from prompt_tuning.t5x import vocabularies
+from prompt_tuning.models import causal_lm, encoder_decoder
+from prompt_tuning.models import decoder_only as our_decoder_only
+from prompt_tuning.t5x import decoder_only, vocabularies
 
 
 def from_engine(
-    model: encoder_decoder.EncoderDecoderModel | models.BaseTransformerModel,
+    model: (encoder_decoder.EncoderDecoderModel
+            | our_decoder_only.DecoderOnlyModel | models.BaseTransformerModel),
     optimizer_def: optimizers.OptimizerDef | None = None,
 ) -> models.BaseTransformerModel:
   """The model that a models/ file describes, as one of T5X's.
@@ -30,7 +33,7 @@ def from_engine(
     optimizer_def: None where nothing is trained.
 
   Returns:
-    A `t5x.models.EncoderDecoderModel`.
+    A `t5x.models.EncoderDecoderModel` or `DecoderOnlyModel`.
 
   Raises:
     UserError: for a model, vocabulary or decoding that T5X does not have.
@@ -38,27 +41,54 @@ def from_engine(
   if isinstance(model, models.BaseTransformerModel):
     return model
   # A subclass has a loss of its own, which T5X would not know of.
-  if type(model) is not encoder_decoder.EncoderDecoderModel:
+  if type(model) not in (
+      encoder_decoder.EncoderDecoderModel, our_decoder_only.DecoderOnlyModel):
     raise errors.UserError(
-        f"MODEL is a {type(model).__name__}, and T5X trains T5 with its own "
-        "loss alone: train it with python -m prompt_tuning.train.")
+        f"MODEL is a {type(model).__name__}, and T5X trains with its own loss "
+        "alone: train it with python -m prompt_tuning.train.")
   if model.instance_encoder is not None:
     raise errors.UserError(
         "ENCODER is set, and T5X's batches have no encodings: leave it out, so "
         "that prompts are made of the embedded input, or train with python -m "
         "prompt_tuning.train.")
   decode_fn, num_decodes = _decoding(model.decode_fn)
+  options = {
+      "optimizer_def": optimizer_def,
+      "label_smoothing": model.label_smoothing,
+      "z_loss": model.z_loss,
+      "loss_normalizing_factor": _NORMALIZING.get(
+          model.loss_normalizing_factor, model.loss_normalizing_factor)}
+  if isinstance(model, our_decoder_only.DecoderOnlyModel):
+    module = model.module
+    if isinstance(module, causal_lm.CausalLM):  # else Flaxformer's
+      module = decoder_only.DecoderOnly(module)
+    return models.DecoderOnlyModel(
+        module=_intercepted(module, model.delta),
+        # The name of T5X's option; our module takes it for what is an input.
+        inputs_bidirectional_attention=getattr(module, "tells_inputs", False),
+        vocabulary=vocabularies.as_seqio(model.vocabulary),
+        feature_converter_cls=functools.partial(
+            seqio.DecoderFeatureConverter, bos_id=_first(model.vocabulary)),
+        decode_fn=functools.partial(_with_beams, decode_fn, num_decodes),
+        **options)
   return models.EncoderDecoderModel(
       module=_intercepted(model.module, model.delta),
       input_vocabulary=vocabularies.as_seqio(model.input_vocabulary),
       output_vocabulary=vocabularies.as_seqio(model.output_vocabulary),
-      optimizer_def=optimizer_def,
       decode_fn=decode_fn,
-      label_smoothing=model.label_smoothing,
-      z_loss=model.z_loss,
-      loss_normalizing_factor=_NORMALIZING.get(
-          model.loss_normalizing_factor, model.loss_normalizing_factor),
-      default_decoder_params=models.DecoderParams(num_decodes=num_decodes))
+      default_decoder_params=models.DecoderParams(num_decodes=num_decodes),
+      **options)
+
+
+def _first(vocabulary) -> int:
+  """What T5X puts before every text: the tokenizer's own first id, if any."""
+  front = vocabulary.encode_inputs("")
+  return front[0] if len(front) == 1 else 0
+
+
+def _with_beams(decode_fn, count: int, *, num_decodes: int = 1, **arguments):
+  """T5X's decoder-only model has no default number of hypotheses."""
+  return decode_fn(num_decodes=max(count, num_decodes), **arguments)
 
 
 _NORMALIZING = {"num_tokens": "NUM_REAL_TARGET_TOKENS"}

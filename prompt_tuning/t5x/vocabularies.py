@@ -3,7 +3,7 @@
 import seqio
 
 from prompt_tuning import errors
-from prompt_tuning.data import vocabularies
+from prompt_tuning.data import tokenizers, vocabularies
 
 
 class SentencePieceVocabulary(seqio.SentencePieceVocabulary):
@@ -37,6 +37,8 @@ def as_seqio(vocabulary) -> seqio.Vocabulary:
   if isinstance(vocabulary, vocabularies.SentencePieceVocabulary):
     return SentencePieceVocabulary(
         vocabulary.sentencepiece_model_file, vocabulary.extra_ids)
+  if isinstance(vocabulary, tokenizers.TokenizersVocabulary):
+    return tokenizers.as_seqio(vocabulary)
   raise errors.UserError(
       f"T5X needs a vocabulary of seqio, and VOCABULARY is {vocabulary!r}: "
       "train this model with python -m prompt_tuning.train.")

@@ -61,6 +61,13 @@ def test_base_and_prompt(tmp_path, base, prompt, capsys):
   assert_holds(output, BASE | {NAME: PROMPT}, 12)
 
 
+def test_the_base_alone(tmp_path, base, capsys):
+  output = tmp_path / "new" / "checkpoint_0"
+  recreate_checkpoint.main([f"--base={base}", f"--output={output}"])
+  assert capsys.readouterr().out == f"{output}: the base alone\n"
+  assert_holds(output, BASE, 0)
+
+
 def test_a_step_of_a_run(tmp_path, base):
   """All parameters that the run wrote at that step, by their names."""
   arrays = {NAME: PROMPT, "decoder/prompt/prompt/prompt": PROMPT + 1}

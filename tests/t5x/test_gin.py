@@ -109,3 +109,29 @@ def test_flaxformer_takes_the_place_of_our_module(parse):
              "architectures/flaxformer_t5_prompt"))
   model = gin.get_configurable(models.from_engine)()
   assert isinstance(model.module, flaxformer.PromptEncoderDecoder)
+
+
+def test_flaxformer_s_decoder_alone(parse, shared_data):
+  pytest.importorskip("flaxformer")
+  from prompt_tuning.t5x import flaxformer
+
+  file = str(shared_data / "t5x" / "t5_vocab")
+  gin = parse(
+      "infer", f"VOCABULARY_FILE = {file!r}", "PROMPT_LENGTH = 7",
+      files=("models/t5_1_1_small_prompt",
+             "architectures/flaxformer_decoder_only_prompt"))
+  model = gin.get_configurable(models.from_engine)()
+  assert type(model) is t5x.models.DecoderOnlyModel
+  assert isinstance(model.module, flaxformer.PromptDecoderOnly)
+  assert model.module.prompt_length == 7
+
+
+def test_our_decoder_only_models(parse, shared_data):
+  file = str(shared_data / "t5x" / "t5_vocab")
+  gin = parse(
+      "finetune", f"VOCABULARY_FILE = {file!r}",
+      files=("../../tests/t5x/tiny_lm",))
+  model = gin.get_configurable(models.from_engine)()
+  assert type(model) is t5x.models.DecoderOnlyModel
+  assert model.module.config.num_layers == 2
+  assert isinstance(model.optimizer_def, optim.Trainable)
