@@ -51,7 +51,8 @@ def compare(
     batch_size: of training.
     eval_batch_size: of evaluation and generation.
     num_examples: to judge by, spread over the split; None for all.
-    seeds: of initialisation, the order of the data, and samples.
+    seeds: of initialisation, the order of the data, and samples. A method that
+      trains nothing has the first one alone where `eval` is what judges.
     execute_code: whether programs that the models write may be run.
     only_methods: some of the names; None for all.
     only_tasks: some of the names; None for all.
@@ -82,7 +83,7 @@ def compare(
                         for name, value in (("task", task), ("method", method),
                                             ("seed", seed)))))
       for seed in seeds for task in tasks for method in methods]
-  _check(every, setting, execute_code)
+  every = _wanted(every, setting, execute_code)
   records, table = [], ""
   for number, cell in enumerate(every, start=1):
     print(f"\n[{number} of {len(every)}] {cell.method} on {cell.task}, seed "
@@ -111,16 +112,25 @@ def _chosen(found: Mapping, wanted: Sequence[str] | None, macro: str):
           if wanted is None or name in wanted}
 
 
-def _check(
-    every: Sequence[cells.Cell], setting: cells.Setting, execute_code: bool):
-  """Reads all gin files, so that a slip shows before hours have gone by."""
+def _wanted(
+    every: Sequence[cells.Cell], setting: cells.Setting, execute_code: bool
+) -> list[cells.Cell]:
+  """The cells without those that would only repeat another one.
+
+  All gin files are read, so that a slip shows before hours have gone by.
+  """
+  same = set()
   for cell in {(one.method, one.task): one for one in every}.values():
-    name, _ = cells.look(cell, setting)
+    name, is_trained = cells.look(cell, setting)
+    if not is_trained and name not in benchmarks.NAMES:
+      same.add((cell.method, cell.task))
     if name in benchmarks.NAMES and not execute_code:
       raise errors.UserError(
           f"{cell.task} is judged by running what the models write: allow it "
           "with --gin.EXECUTE_CODE=True (prompt_tuning/execution/cage.py says "
           "what protects this machine), or leave the task out.")
+  return [cell for cell in every if (
+      cell.seed == every[0].seed or (cell.method, cell.task) not in same)]
 
 
 def _in_order(records, methods, tasks):
