@@ -14,6 +14,7 @@ from prompt_tuning import command_line
 from prompt_tuning.checkpoints import base_config, families
 from prompt_tuning.checkpoints.families import config_json
 from prompt_tuning.data import files, tasks
+from prompt_tuning.methods import heads
 from prompt_tuning.models import masked_lm
 from prompt_tuning.train import state as state_lib
 
@@ -79,7 +80,8 @@ def test_methods(configure, method):
     assert any("attention/query/lora/" in path for path in paths)
     assert not any("prompt" in path for path in paths)
   else:
-    assert any(path.startswith("encoder/prompt/prompt/") for path in paths)
+    place, _ = heads.prompt_of(model.module)
+    assert any(path.startswith(f"{place}/") for path in paths)
 
 
 # Header and rows of each file, and what the first row becomes.

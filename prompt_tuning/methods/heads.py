@@ -97,7 +97,8 @@ def prompt_of(module: nn.Module) -> tuple[str, nn.Module] | None:
   """The prompt of a model that is made per example, and where it lies.
 
   Args:
-    module: a `causal_lm.CausalLM` or `t5.EncoderDecoder`.
+    module: a `causal_lm.CausalLM`, `t5.EncoderDecoder` or
+      `masked_lm.MaskedLM`.
 
   Returns:
     The path of its parameters and its module; None if the model has none.
@@ -106,7 +107,7 @@ def prompt_of(module: nn.Module) -> tuple[str, nn.Module] | None:
   prompt = getattr(factory() if factory else None, "prompt", None)
   if prompt is None or not prompts.takes_instance(prompt):
     return None
-  side = "encoder" if hasattr(module, "decoder_prefix_factory") else "decoder"
+  side = "decoder" if hasattr(module, "prefix_factory") else "encoder"
   return f"{side}/prompt/prompt", prompt
 
 

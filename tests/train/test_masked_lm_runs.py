@@ -91,11 +91,13 @@ def train(gin, roberta, files, model_dir, *more, steps=100):
 
 
 @pytest.mark.parametrize("method", [
-    [], ["prompts/lora"], ["prompts/lopa", "--gin.LOPA_RANK=2"],
+    [], ["prompts/lora"],
+    ["prompts/lopa", "encoders/encoder", "--gin.LOPA_RANK=2",
+     "--gin.FREEZE_ENCODER=False"],
     ["prompts/idpg", "encoders/encoder"]])
 def test_training_learns_the_rule(
     clean_gin, roberta, files, tmp_path, method):
-  """The last one with encodings by the RoBERTa itself, as another network."""
+  """The RoBERTa is also the encoder: trained by LOPA, frozen by IDPG."""
   if "encoders/encoder" in method:
     method = [*method, f"--gin.ENCODER_PATH={str(roberta)!r}"]
   results, losses = train(clean_gin, roberta, files, tmp_path, *method)
