@@ -62,9 +62,15 @@ def flags(tiny_flags, path, run, *files, **macros):
 # What a method trains with, and what a later run is given.
 METHODS = {
     "pt": ([PROMPTED], [PROMPTED], {"PROMPT_FILE": "prompt.npy"}),
+    "lora": ([PLAIN, "lora"], [PLAIN], {"ADAPTER": "adapter"}),
     "lora_code": ([PLAIN, "lora_code"], [PLAIN], {"ADAPTER": "adapter"}),
+    "ia3": ([PLAIN, "ia3"], [PLAIN], {"ADAPTER": "adapter"}),
+    "prefix": ([PLAIN, "prefix"], [PLAIN, "prefix"],
+               {"PROMPT_FILE": "prompt.npy"}),
     "full": ([PLAIN, "full"], [PLAIN],
-             {"INITIAL_CHECKPOINT_PATH": "hugging_face"})}
+             {"INITIAL_CHECKPOINT_PATH": "hugging_face"}),
+    "top_layers": ([PLAIN, "top_layers"], [PLAIN],
+                   {"INITIAL_CHECKPOINT_PATH": "hugging_face"})}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -89,6 +95,10 @@ def test_a_later_run_has_the_loss_of_training(
   macros |= {name: str(run / file) for name, file in given.items()}
   path = macros.pop("INITIAL_CHECKPOINT_PATH", tiny_causal)
   none = ["--gin.PROMPT_FILE=None"] if macros["PROMPT_FILE"] is None else []
+  if method == "prefix":  # the table that the projection made
+    none = ["--gin.PREFIX=@prefix.Prefix",
+            "--gin_bindings=prefix.Prefix.prefix_init = "
+            "@prompt_init/prompts.from_array()"]
   inferred = command("infer", *flags(
       tiny_flags, path, "prompt_infer", *applying, **macros), *none)
   assert inferred.status == 0, inferred.err

@@ -63,9 +63,12 @@ class DecoderOnlyModel(language_model.LanguageModel):
 
   def check_lengths(self, lengths: Mapping[str, int]) -> None:
     """See `language_model.LanguageModel.check_lengths`."""
-    # The module itself knows how long its prompt is; one layer traces fast.
-    small = self.module.clone(
-        config=dataclasses.replace(self.module.config, num_layers=1))
+    # The module itself knows how long its prompt is; one layer traces fast. But
+    # a prefix may be a saved one, of all layers.
+    small = self.module
+    if small.prefix_factory is None:
+      small = small.clone(
+          config=dataclasses.replace(small.config, num_layers=1))
     tokens = jax.ShapeDtypeStruct((1, sum(lengths.values())), jnp.int32)
     jax.eval_shape(
         functools.partial(small.init, instance=self._unknown_instance()),
