@@ -20,8 +20,16 @@ pytest.importorskip("t5x", reason="T5X is not installed: see docs/t5x.md")
 
 from prompt_tuning.checkpoints import base  # noqa: E402
 from prompt_tuning.data import features, vocabularies  # noqa: E402
+from prompt_tuning.decoding import greedy  # noqa: E402
 from prompt_tuning.formats import npy  # noqa: E402
-from prompt_tuning.models import encoder_decoder, t5  # noqa: E402
+from prompt_tuning.formats import t5x as t5x_format  # noqa: E402
+from prompt_tuning.methods import ia3, lora  # noqa: E402
+from prompt_tuning.models import (  # noqa: E402
+  causal_lm,
+  decoder_only,
+  encoder_decoder,
+  t5,
+)
 from prompt_tuning.prompts import Prompt  # noqa: E402
 from prompt_tuning.train import adafactor  # noqa: E402
 from prompt_tuning.train import prompts as train_prompts  # noqa: E402
@@ -37,7 +45,7 @@ CONFIGS = "prompt_tuning/configs"
 LENGTHS = {"inputs": 64, "targets": 8}
 
 
-def run(program, run_file, shared_data, *flags):
+def run(program, run_file, shared_data, *flags, model="tiny_t5"):
   """Runs a program of T5X in a process of its own."""
   bindings = {
       "MIXTURE_OR_TASK_NAME": "sst2_sentences",
@@ -46,13 +54,15 @@ def run(program, run_file, shared_data, *flags):
       "VOCABULARY_FILE": str(shared_data / "t5x" / "t5_vocab")}
   done = subprocess.run(
       [sys.executable, "-m", f"t5x.{program}", f"--gin_search_paths={ROOT}",
-       f"--gin_file={HERE / 'tiny_t5.gin'}",
+       f"--gin_file={HERE / model}.gin",
        *(f"--gin_file={CONFIGS}/{name}.gin" for name in run_file.split()),
        *(f"--gin.{name}={value!r}" for name, value in bindings.items()),
        *flags],
       env={**os.environ, "SHARED_DATA": str(shared_data),
-           "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(
-               [str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])},
+           # One device: (IA)3's vectors are too short to share among eight.
+           "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
+           "PYTHONPATH": os.pathsep.join([
+               str(ROOT), str(HERE), os.environ.get("PYTHONPATH", "")])},
       capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
 
@@ -61,18 +71,20 @@ def checkpoint(shared_data):
   return str(shared_data / "t5x" / "test_t5_1_1_tiny" / "checkpoint_3")
 
 
-def train(shared_data, folder, steps, *flags):
-  run("train", "runs/t5x_prompt_finetune", shared_data,
-      f"--gin.INITIAL_CHECKPOINT_PATH={checkpoint(shared_data)!r}",
+def train(shared_data, folder, steps, *flags, base="", files="",
+          model="tiny_t5"):
+  run("train", f"{files} runs/t5x_prompt_finetune", shared_data,
+      f"--gin.INITIAL_CHECKPOINT_PATH={str(base or checkpoint(shared_data))!r}",
       f"--gin.MODEL_DIR={str(folder)!r}", f"--gin.TRAIN_STEPS={3 + steps}",
       "--gin.BATCH_SIZE=8", "--gin.EVAL_PERIOD=10", "--gin.EVAL_STEPS=1",
       "--gin.utils.SaveCheckpointConfig.period=10", "--gin.RANDOM_SEED=0",
       "--gin.train/utils.DatasetConfig.shuffle=False",
-      "--gin.USE_CACHED_TASKS=False", "--gin.DROPOUT_RATE=0.0", *flags)
+      "--gin.USE_CACHED_TASKS=False", "--gin.DROPOUT_RATE=0.0", *flags,
+      model=model)
 
 
-def saved(folder, step):
-  return folder / f"numpy_checkpoints/checkpoint_{step}" / PROMPT.replace(
+def saved(folder, step, path=PROMPT):
+  return folder / f"numpy_checkpoints/checkpoint_{step}" / path.replace(
       "/", ".")
 
 
@@ -116,27 +128,65 @@ def engine(shared_data):
   return model, base.load_base(checkpoint(shared_data), frozen)
 
 
-def with_prompt(path):
-  return state_lib.unflatten({PROMPT: jnp.asarray(npy.read(path))})
+def with_prompt(path, name=PROMPT):
+  return state_lib.unflatten({name: jnp.asarray(npy.read(path))})
+
+
+def our_run(model, frozen, start, cycle, rate):
+  """What our engine has trained after 10 and after 20 steps, by path."""
+  optimizer = adafactor.Adafactor(
+      rate, multiply_by_parameter_scale=False, weight_decay_rate=1e-5,
+      initial_step=3)
+  state = step_lib.TrainState(jnp.int32(3), start, optimizer.init(start))
+  step = jax.jit(step_lib.make_train_step(model, optimizer))
+  found = {}
+  for i in range(20):
+    state, _ = step(state, frozen, cycle[i % 4], jax.random.PRNGKey(0))
+    found[4 + i] = state_lib.flatten(state.trainable)
+  return {at: found[at] for at in (13, 23)}
 
 
 def test_the_same_prompt_as_our_engine(shared_data, trained, engine):
   model, frozen = engine
-  start = with_prompt(saved(trained, 3))
-  optimizer = adafactor.Adafactor(
-      0.3, multiply_by_parameter_scale=False, weight_decay_rate=1e-5,
-      initial_step=3)
-  state = step_lib.TrainState(jnp.int32(3), start, optimizer.init(start))
-  step = jax.jit(step_lib.make_train_step(model, optimizer))
-  cycle = batches(shared_data, "train", 32)
-  for i in range(20):
-    state, _ = step(state, frozen, cycle[i % 4], jax.random.PRNGKey(0))
-    if i in (9, 19):
-      ours = state_lib.flatten(state.trainable)[PROMPT]
-      theirs = npy.read(saved(trained, 4 + i))
-      np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4)
+  ours = our_run(model, frozen, with_prompt(saved(trained, 3)),
+                 batches(shared_data, "train", 32), 0.3)
+  for at, values in ours.items():
+    np.testing.assert_allclose(
+        values[PROMPT], npy.read(saved(trained, at)), rtol=0, atol=1e-4)
   moved = npy.read(saved(trained, 23)) - npy.read(saved(trained, 3))
   assert abs(moved).max() > 1
+
+
+DELTAS = {"lora": lora.Lora(4, 32.0, [".*attention/(query|value)"]),
+          "ia3": ia3.Ia3([".*attention/(key|value)"], [".*/mlp/wo"])}
+
+
+@pytest.mark.parametrize("name", DELTAS)
+def test_deltas_are_trained_as_by_our_engine(
+    name, shared_data, engine, tmp_path):
+  train(shared_data, tmp_path, 20, "--gin.train.use_orbax=False",
+        "--gin.train.infer_eval_dataset_cfg=None", "--gin.LEARNING_RATE=0.01",
+        files=f"prompts/{name}")
+  model, _ = engine
+  model = encoder_decoder.EncoderDecoderModel(
+      model.module.clone(prompt_factory=None), None, None, delta=DELTAS[name])
+  shapes, _ = model.abstract()
+  trainable, frozen = state_lib.split(shapes, [f".*/{name}/.*"])
+  frozen = base.load_base(checkpoint(shared_data), frozen)
+  start = {path: npy.read(saved(tmp_path, 3, path))
+           for path in state_lib.flatten(trainable)}
+  ours = our_run(model, frozen, state_lib.unflatten(start),
+                 batches(shared_data, "train", 32), 0.01)
+  for at, values in ours.items():
+    for path, value in values.items():
+      np.testing.assert_allclose(
+          value, npy.read(saved(tmp_path, at, path)), rtol=0, atol=1e-4)
+  assert all(abs(ours[23][path] - start[path]).max() > 1e-3 for path in start)
+  after = base.load_base(str(tmp_path / "checkpoint_23"), shapes)
+  after = state_lib.flatten(after)
+  for path, value in state_lib.flatten(frozen).items():
+    assert np.array_equal(after[path], value), path
+  assert len(after) == len(start) + len(state_lib.flatten(frozen))
 
 
 def test_legacy_checkpoints_export_the_same(shared_data, trained, tmp_path):
@@ -161,22 +211,28 @@ def test_a_run_under_orbax_resumes(shared_data, trained, tmp_path):
   assert 0 < abs(moved).max() < 10
 
 
-def apply(program, shared_data, trained, folder, *flags, files=""):
+def apply(program, shared_data, prompt, folder, *flags, files="", **of):
   output = {"eval": "EVAL_OUTPUT_DIR", "infer": "INFER_OUTPUT_DIR"}[program]
   run(program, f"{files} runs/t5x_prompt_{program}", shared_data,
-      f"--gin.CHECKPOINT_PATH={checkpoint(shared_data)!r}",
-      f"--gin.PROMPT_FILE={str(saved(trained, 23))!r}",
+      f"--gin.CHECKPOINT_PATH={str(of.pop('base', checkpoint(shared_data)))!r}",
+      f"--gin.PROMPT_FILE={str(prompt)!r}",
       f"--gin.{output}={str(folder)!r}",
       "--gin.utils.DatasetConfig.split='validation'",
-      "--gin.utils.DatasetConfig.batch_size=8", *flags)
+      "--gin.utils.DatasetConfig.batch_size=8", *flags, **of)
+
+
+def results(folder, mode):
+  """What `t5x.infer` wrote of each example."""
+  file = folder / f"sst2_sentences-{mode}.jsonl-00000-of-00001"
+  key = {"score": "score", "predict": "prediction"}[mode]
+  return [json.loads(line)[key] for line in file.read_text().splitlines()]
 
 
 def test_scores_are_those_of_the_exported_prompt(
     shared_data, trained, engine, tmp_path):
-  apply("infer", shared_data, trained, tmp_path, "--gin.infer.mode='score'")
-  file = tmp_path / "sst2_sentences-score.jsonl-00000-of-00001"
-  scores = [json.loads(line)["score"]
-            for line in file.read_text().splitlines()]
+  apply("infer", shared_data, saved(trained, 23), tmp_path,
+        "--gin.infer.mode='score'")
+  scores = results(tmp_path, "score")
   model, frozen = engine
   [batch] = batches(shared_data, "dev", 8)
   ours = model.score(state_lib.merge(
@@ -188,21 +244,119 @@ def test_scores_are_those_of_the_exported_prompt(
 
 
 def test_eval_writes_metrics(shared_data, trained, tmp_path):
-  apply("eval", shared_data, trained, tmp_path)
+  apply("eval", shared_data, saved(trained, 23), tmp_path)
   [file] = tmp_path.rglob("sst2_sentences-metrics.jsonl")
   assert "accuracy" in json.loads(file.read_text().splitlines()[-1])
 
 
 def test_flaxformer_predicts_with_beams(shared_data, trained, tmp_path):
   pytest.importorskip("flaxformer")
-  results = []
+  found = []
   for name, files in (("ours", ""), (
       "flaxformer", "architectures/flaxformer_t5_prompt")):
     folder = tmp_path / name
-    apply("infer", shared_data, trained, folder,
+    apply("infer", shared_data, saved(trained, 23), folder,
           files=f"{files} models/decoding/beam_search")
-    file = folder / "sst2_sentences-predict.jsonl-00000-of-00001"
-    results.append([json.loads(line)["prediction"]
-                    for line in file.read_text().splitlines()])
-  assert len(results[0]) == 8
-  assert results[0] == results[1]
+    found.append(results(folder, "predict"))
+  assert len(found[0]) == 8
+  assert found[0] == found[1]
+
+
+# ------------------------------------------------- a tiny decoder-only model
+
+LM_PROMPT = "decoder/prompt/prompt/prompt"
+
+
+@pytest.fixture(scope="module")
+def lm(shared_data, tmp_path_factory):
+  """Our own model, its frozen weights at random, and them as T5X's base."""
+  config = causal_lm.Config(
+      vocab_size=32128, embed_dim=8, num_layers=2, num_heads=2, head_dim=4,
+      mlp_dim=16, max_positions=128)
+  vocabulary = vocabularies.SentencePieceVocabulary(
+      shared_data / "t5x" / "t5_vocab", extra_ids=100)
+  model = decoder_only.DecoderOnlyModel(
+      causal_lm.CausalLM(config, functools.partial(
+          train_prompts.Prompt, prompt=Prompt(length=5))), vocabulary,
+      decode_fn=greedy.greedy)
+  shapes, _ = model.abstract()
+  _, frozen = state_lib.split(shapes, [".*/prompt/.*"])
+  draw = np.random.default_rng(0).standard_normal
+  frozen = jax.tree.map(lambda s: 0.5 * draw(s.shape).astype("f"), frozen)
+  folder = tmp_path_factory.mktemp("lm") / "checkpoint_3"
+  t5x_format.write_all(folder, state_lib.flatten(frozen).items(), 3)
+  return model, frozen, folder
+
+
+@pytest.fixture(scope="module")
+def lm_trained(shared_data, lm, tmp_path_factory):
+  """20 steps under orbax; T5X's base lacks the prompt alone."""
+  folder = tmp_path_factory.mktemp("lm_orbax")
+  train(shared_data, folder, 20, "--gin.LEARNING_RATE=0.3",
+        "--gin.train.infer_eval_dataset_cfg=None", base=lm[2], model="tiny_lm")
+  return folder
+
+
+def lm_batches(shared_data, split, count):
+  """The same sentences; T5X puts a 0 in front."""
+  rows = []
+  for batch in batches(shared_data, split, count):
+    inputs = [[0, *(int(i) for i in row[row > 0])]
+              for row in batch["encoder_input_tokens"]]
+    targets = [[int(i) for i in row[row > 0]]
+               for row in batch["decoder_target_tokens"]]
+    rows.append(features.DecoderOnly().padded(
+        inputs, targets, LENGTHS["inputs"] + 1, LENGTHS["targets"]))
+  return rows
+
+
+def test_a_decoder_only_model_has_the_same_prompt(shared_data, lm, lm_trained):
+  model, frozen, _ = lm
+  ours = our_run(
+      model, frozen, with_prompt(saved(lm_trained, 3, LM_PROMPT), LM_PROMPT),
+      lm_batches(shared_data, "train", 32), 0.3)
+  for at, values in ours.items():
+    np.testing.assert_allclose(
+        values[LM_PROMPT], npy.read(saved(lm_trained, at, LM_PROMPT)), rtol=0,
+        atol=1e-4)
+  moved = (npy.read(saved(lm_trained, 23, LM_PROMPT))
+           - npy.read(saved(lm_trained, 3, LM_PROMPT)))
+  assert abs(moved).max() > 0.1
+
+
+def test_legacy_checkpoints_of_a_decoder_only_model(
+    shared_data, lm, lm_trained, tmp_path):
+  train(shared_data, tmp_path, 20, "--gin.LEARNING_RATE=0.3",
+        "--gin.train.use_orbax=False",
+        "--gin.train.infer_eval_dataset_cfg=None", base=lm[2], model="tiny_lm")
+  for step in (3, 13, 23):
+    assert saved(tmp_path, step, LM_PROMPT).read_bytes() == saved(
+        lm_trained, step, LM_PROMPT).read_bytes()
+
+
+def test_a_decoder_only_model_scores_and_predicts(
+    shared_data, lm, lm_trained, tmp_path):
+  model, frozen, folder = lm
+  prompt = saved(lm_trained, 23, LM_PROMPT)
+  of = dict(base=folder, model="tiny_lm")
+  apply("infer", shared_data, prompt, tmp_path, "--gin.infer.mode='score'",
+        **of)
+  params = state_lib.merge(with_prompt(prompt, LM_PROMPT), frozen)
+  [batch] = lm_batches(shared_data, "dev", 8)
+  np.testing.assert_allclose(
+      results(tmp_path, "score"), model.score(params, batch), rtol=1e-5)
+  apply("infer", shared_data, prompt, tmp_path, files="models/decoding/greedy",
+        **of)
+  ours = [model.vocabulary.decode(ids)
+          for ids in np.asarray(model.predict(params, batch))]
+  # T5X decodes on, to the end of its row.
+  for theirs, text in zip(results(tmp_path, "predict"), ours, strict=True):
+    assert text and theirs.startswith(text)
+
+
+def test_a_decoder_only_model_is_evaluated(
+    shared_data, lm, lm_trained, tmp_path):
+  apply("eval", shared_data, saved(lm_trained, 23, LM_PROMPT), tmp_path,
+        base=lm[2], model="tiny_lm")
+  [file] = tmp_path.rglob("sst2_sentences-metrics.jsonl")
+  assert "accuracy" in json.loads(file.read_text().splitlines()[-1])
