@@ -37,11 +37,13 @@ setuptools.setup(
         "matplotlib>=3.8",  # the learning curve
         "msgpack>=1.0",  # the index of a T5X checkpoint
         "ml_dtypes>=0.4",
+        "nltk>=3.9,<4",  # METEOR and Porter's stems
         "numpy>=1.26",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.11.30",
         "parso>=0.8,<1",  # statements in generated code, which may be broken
         "rich>=13",
+        "rouge-score>=0.1.2,<1",  # what papers on summaries score with
         "sacrebleu>=2.3,<3",
         "safetensors>=0.5",
         "scipy>=1.12",
@@ -55,9 +57,12 @@ setuptools.setup(
     extras_require={
         "test": [
             "hypothesis>=6", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
-        # Live comparisons with Hugging Face. Get torch's CPU build first
-        # where there is no GPU: the default one brings gigabytes of CUDA.
-        "parity": ["peft>=0.17", "torch>=2.6", "transformers>=4.56"],
+        # Live comparisons with Hugging Face and with WebNLG's words. Get
+        # torch's CPU build first where there is no GPU: the default one
+        # brings gigabytes of CUDA.
+        "parity": [
+            "peft>=0.17", "torch>=2.6", "transformers>=4.56",
+            "unidecode>=1.3"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
         # `python -m t5x.train` with our modules; see docs/t5x.md. No package

@@ -3,6 +3,7 @@
 Oracles: the data's own files, and the numbers of PEFT's tutorial.
 """
 
+import math
 import re
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from prompt_tuning import command_line
+from prompt_tuning import command_line, errors
 from prompt_tuning.compare import cells
 from prompt_tuning.data import tasks
 from prompt_tuning.decoding import beam, sampling
@@ -99,6 +100,29 @@ def test_e2e(configure, shared_data):
       task, examples, [row["targets"] for row in examples],
       [row["references"][-1].strip() for row in examples])
   assert found == {"bleu": pytest.approx(100.0)}
+
+
+def test_e2e_by_its_challenges_metrics(configure, tmp_path):
+  path = tmp_path / "dev.txt"
+  path.write_text("a : 1||x y z.\na : 1||p q r s t u\na : 2||v w x y z\n")
+  gin = configure("tasks/e2e", VALIDATION_FILE=str(path))
+  with gin.unlock_config():
+    gin.parse_config("METRICS = %E2E_METRICS\nMETEOR_WORDNET = 'nowhere'")
+  task, examples = read_task(gin, "validation")
+  with pytest.raises(errors.UserError, match="nowhere is no WordNet"):
+    tasks.evaluate(task, examples, ["", ""], ["", ""])
+  with gin.unlock_config():
+    gin.parse_config("METEOR_WORDNET = None")
+  found = tasks.evaluate(
+      task, examples, ["", ""], ["P q r s t u", "v w x y z"])
+  meteor = (found.keys() & {"meteor_wordnet", "meteor_exact_stem"}).pop()
+  # CIDEr: of the first text's references one is the output and one has none of
+  # it. NIST: of 15 words x, y and z are two each; what follows is certain.
+  assert found == {
+      "bleu_mteval13a": pytest.approx(100), "rouge_l": pytest.approx(100),
+      meteor: pytest.approx(100, abs=2),
+      "cider": pytest.approx(10 * (1 / 2 + 1) / 2),
+      "nist": pytest.approx((8 * math.log2(15) + 3 * math.log2(15 / 2)) / 11)}
 
 
 @pytest.fixture

@@ -34,22 +34,25 @@ def bleu(
   Raises:
     UserError: an unknown `tokenize`.
   """
-  import sacrebleu  # a third of a second, and only some tasks need it
-
   if tokenize not in TOKENIZERS:
     raise errors.UserError(
         f"bleu.tokenize is {tokenize!r}: it can be {', '.join(TOKENIZERS)}")
-  if len(targets) != len(predictions):
-    raise ValueError(
-        f"{len(targets)} targets against {len(predictions)} predictions")
-  if not targets:
-    return {"bleu": 0.0}
-  texts = [references.texts_of(target) for target in targets]
-  most = max(map(len, texts))
-  # sacrebleu wants the first references of all, the second ones of all, …
-  streams = [[one[i] if i < len(one) else None for one in texts]
-             for i in range(most)]
-  score = sacrebleu.metrics.BLEU(
-      tokenize=tokenize, lowercase=lowercase).corpus_score(
-          list(predictions), streams)
-  return {"bleu": score.score}
+  return {"bleu": of_pairs(
+      references.paired(targets, predictions),
+      tokenize=tokenize, lowercase=lowercase)}
+
+
+def of_pairs(
+    pairs: Sequence[tuple[str, Sequence[str]]], **settings) -> float:
+  """Corpus BLEU, 0 to 100, of predictions with their right texts.
+
+  Args:
+    pairs: N of them.
+    **settings: of sacrebleu's `BLEU`.
+  """
+  import sacrebleu  # a third of a second, and only some tasks need it
+
+  if not pairs:
+    return 0.0
+  return sacrebleu.metrics.BLEU(**settings).corpus_score(
+      *references.streams(pairs)).score

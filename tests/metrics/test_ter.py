@@ -1,0 +1,35 @@
+"""TER by hand; what an edit is, is sacrebleu's."""
+
+import pytest
+import sacrebleu
+
+from prompt_tuning.metrics import ter
+
+
+def score(*arguments, **settings):
+  return ter.ter(*arguments, **settings)["ter"]
+
+
+def test_by_hand():
+  # A word replaced and one inserted, of 4 and 6 words on average.
+  found = score([["a b c d", "a b x y z w"]], ["a x c"])
+  assert found == pytest.approx(100 * 2 / 5)
+  # A run of words moved is one edit.
+  assert score(["a b c d e f"], ["d e f a b c"]) == pytest.approx(100 / 6)
+
+
+def test_case_and_punctuation():
+  assert score(["A pub ."], ["a pub ."]) == 0.0
+  assert score(["A pub ."], ["a pub ."], case_sensitive=True) == (
+      pytest.approx(100 / 3))
+  assert score(["a pub ."], ["a pub."]) > 0
+  assert score(["a pub ."], ["a pub."], normalized=True) == 0.0
+
+
+def test_sacrebleu_itself(scored):
+  """With as many references each, which is what its function takes."""
+  references = [(texts * 3)[:3] for texts in scored["references"]]
+  expected = sacrebleu.corpus_ter(scored["outputs"], list(zip(*references)))
+  assert score(references, scored["outputs"]) == pytest.approx(expected.score)
+  assert 0 < expected.score < 100
+  assert score([], []) == 0.0
