@@ -173,14 +173,15 @@ def test_deltas_are_trained_as_by_our_engine(
   shapes, _ = model.abstract()
   trainable, frozen = state_lib.split(shapes, [f".*/{name}/.*"])
   frozen = base.load_base(checkpoint(shared_data), frozen)
-  start = {path: npy.read(saved(tmp_path, 3, path))
+  # Of (IA)3 they are vectors, and `npy.read` is for prompts.
+  start = {path: np.load(saved(tmp_path, 3, path))
            for path in state_lib.flatten(trainable)}
   ours = our_run(model, frozen, state_lib.unflatten(start),
                  batches(shared_data, "train", 32), 0.01)
   for at, values in ours.items():
     for path, value in values.items():
       np.testing.assert_allclose(
-          value, npy.read(saved(tmp_path, at, path)), rtol=0, atol=1e-4)
+          value, np.load(saved(tmp_path, at, path)), rtol=0, atol=1e-4)
   assert all(abs(ours[23][path] - start[path]).max() > 1e-3 for path in start)
   after = base.load_base(str(tmp_path / "checkpoint_23"), shapes)
   after = state_lib.flatten(after)
