@@ -7,7 +7,8 @@ __version__ = "0.1.0"
 
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
-    "gin-config", "seqio", "sentencepiece", "safetensors")
+    "gin-config", "seqio", "sentencepiece", "safetensors", "sacrebleu",
+    "rouge-score", "nltk")
 
 
 def installed() -> dict[str, str]:

@@ -240,7 +240,7 @@ def json_rows(path: pathlib.Path) -> _Rows:
   Raises:
     UserError: while reading, a line that is no JSON object.
   """
-  for number, line in _lines(path):
+  for number, line in lines(path):
     if not line.strip():
       continue
     try:
@@ -288,7 +288,7 @@ def _table_rows(
 
 
 def _tsv(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-  for number, line in _lines(path):
+  for number, line in lines(path):
     line = line.rstrip("\r\n")
     if line:
       yield number, line.split("\t")
@@ -296,13 +296,13 @@ def _tsv(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
 
 def _separated(
     path: pathlib.Path, separator: str) -> Iterator[tuple[int, list[str]]]:
-  for number, line in _lines(path):
+  for number, line in lines(path):
     if line.strip():
       yield number, [field.strip() for field in line.split(separator)]
 
 
 def _csv(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
-  reader = csv.reader((line for _, line in _lines(path)), strict=True)
+  reader = csv.reader((line for _, line in lines(path)), strict=True)
   while True:
     try:
       fields = next(reader)
@@ -316,8 +316,15 @@ def _csv(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
       yield reader.line_num, fields
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-  """Lines with their ends; only a line feed ends a line."""
+def lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+  """Lines of a file, or of a `.gz`, with their numbers and their ends.
+
+  Only a line feed ends a line.
+
+  Raises:
+    UserError: while reading, a file that cannot be read, is empty or is not
+      UTF-8.
+  """
   number = 0
   try:
     with _open(path) as file:
