@@ -236,6 +236,33 @@ def test_lopas_runs_on_tables(configure, tmp_path, name):
   assert examples[0]["inputs"] == "a<|endoftext|>"
 
 
+@pytest.mark.parametrize("name,macro,expected", [
+    ("nlg_e2e", "e2e_metrics",
+     ["bleu_mteval13a", "cider", "meteor", "nist", "rouge_l"]),
+    ("nlg_webnlg", "triples_metrics", ["meteor", "multi_bleu", "ter_webnlg"]),
+    ("nlg_dart", "triples_metrics", ["meteor", "multi_bleu", "ter_webnlg"]),
+])
+def test_tables_by_the_papers_metrics(
+    configure, tmp_path, name, macro, expected):
+  (tmp_path / "dev_formatted.jsonl").write_text(
+      '{"context": "a", "completion": "X-y z w"}\n'
+      '{"context": "a", "completion": "b c d"}\n'
+      '{"context": "b", "completion": "one two three four"}\n')
+  gin = configure(f"tasks/{name}", NLG_FOLDER=str(tmp_path))
+  task, examples = read_task(gin, "validation")
+  outputs = ["x-y z w", "one two three four"]
+  assert list(tasks.evaluate(task, examples, outputs, outputs)) == ["bleu"]
+  with gin.unlock_config():
+    gin.parse_config(f"METRICS = %{macro.upper()}")
+  task, examples = read_task(gin, "validation")
+  found = tasks.evaluate(task, examples, outputs, outputs)
+  assert sorted(key if "meteor" not in key else "meteor"
+                for key in found) == expected
+  # Each output is a reference, but for its case.
+  assert found.get("ter_webnlg", 0) == 0
+  assert found[expected[0 if name == "nlg_e2e" else 1]] == pytest.approx(100)
+
+
 @pytest.mark.parametrize("name,expected", [
     ("mbpp", {"temperature": 0.6, "top_k": 50, "top_p": 0.95}),
     ("cruxeval", {"temperature": 0.2, "top_k": 50, "top_p": 0.95}),

@@ -43,44 +43,53 @@ UNSEEN_CATEGORIES = frozenset({
 
 @gin.configurable(module="table_tasks")
 def nlg_e2e(
-    folder: str | os.PathLike | None = None, template: str = "table"
+    folder: str | os.PathLike | None = None,
+    template: str = "table",
+    metric_fns: Sequence[tasks.MetricFn] = (bleu.bleu,),
 ) -> tasks.Task:
   """E2E NLG (Novikova et al. 2017): a restaurant from its attributes.
 
   Args:
     folder: see the module.
     template: see `templates.Template`; has {context}.
+    metric_fns: functions of references and predicted texts.
   """
-  return _task("nlg_e2e", folder, template)
+  return _task("nlg_e2e", folder, template, metric_fns)
 
 
 @gin.configurable(module="table_tasks")
 def nlg_webnlg(
-    folder: str | os.PathLike | None = None, template: str = "table"
+    folder: str | os.PathLike | None = None,
+    template: str = "table",
+    metric_fns: Sequence[tasks.MetricFn] = (bleu.bleu,),
 ) -> tasks.Task:
   """WebNLG 2017 (Gardent et al. 2017): a text of up to 7 triples.
 
   Args:
     folder: see the module.
     template: see `templates.Template`; has {context}.
+    metric_fns: functions of references and predicted texts.
   """
-  return _task("nlg_webnlg", folder, template)
+  return _task("nlg_webnlg", folder, template, metric_fns)
 
 
 @gin.configurable(module="table_tasks")
 def nlg_dart(
-    folder: str | os.PathLike | None = None, template: str = "table"
+    folder: str | os.PathLike | None = None,
+    template: str = "table",
+    metric_fns: Sequence[tasks.MetricFn] = (bleu.bleu,),
 ) -> tasks.Task:
   """DART (Nan et al. 2021): a text of triples from many sources.
 
   Args:
     folder: see the module.
     template: see `templates.Template`; has {context}.
+    metric_fns: functions of references and predicted texts.
   """
-  return _task("nlg_dart", folder, template)
+  return _task("nlg_dart", folder, template, metric_fns)
 
 
-def _task(name: str, folder, template: str) -> tasks.Task:
+def _task(name: str, folder, template: str, metric_fns) -> tasks.Task:
   template = templates.Template(template, ["context"])
 
   def examples(split: str) -> Iterator[dict[str, Any]]:
@@ -94,7 +103,8 @@ def _task(name: str, folder, template: str) -> tasks.Task:
 
   return tasks.Task(
       name=name, examples=examples, splits=tuple(FILES),
-      metric_fns=(bleu.bleu,), postprocess_fn=_judged, fingerprint=fingerprint,
+      metric_fns=tuple(metric_fns), postprocess_fn=_judged,
+      fingerprint=fingerprint,
       prediction_files=_e2e_files if name == "nlg_e2e" else _triples_files)
 
 

@@ -5,7 +5,7 @@
         --metrics=bleu_mteval13a,nist,meteor,rouge_l,cider
     python -m prompt_tuning.scripts.score_text --outputs hypothesis_all \\
         --references reference0 reference1 reference2 \\
-        --metrics=multi_bleu,meteor,ter --categories categories.txt
+        --metrics=multi_bleu,meteor,ter_webnlg --categories categories.txt
     python -m prompt_tuning.scripts.score_text --outputs dev.out \\
         --references reference/dev.out --layout ids --metrics=sentence_bleu
     python -m prompt_tuning.scripts.score_text --outputs test.hypo \\
@@ -62,6 +62,9 @@ METRICS = {
     "ter": (
         ter.ter, "sacrebleu's corpus TER of lower-cased words at white space; "
         "percent, lower is better"),
+    "ter_webnlg": (
+        functools.partial(ter.ter, tokenize="webnlg"), "sacrebleu's corpus TER "
+        "of WebNLG's words; percent, lower is better"),
     "chrf": (
         chrf.chrf, "sacrebleu's corpus chrF2, 6 characters; 0 to 100"),
     "rouge_l": (

@@ -1,13 +1,15 @@
-"""TER by hand; what an edit is, is sacrebleu's."""
+"""TER by hand and by sacrebleu's function."""
 
 import pytest
 import sacrebleu
 
+from prompt_tuning import errors
 from prompt_tuning.metrics import ter
 
 
 def score(*arguments, **settings):
-  return ter.ter(*arguments, **settings)["ter"]
+  (value,) = ter.ter(*arguments, **settings).values()
+  return value
 
 
 def test_by_hand():
@@ -23,7 +25,14 @@ def test_case_and_punctuation():
   assert score(["A pub ."], ["a pub ."], case_sensitive=True) == (
       pytest.approx(100 / 3))
   assert score(["a pub ."], ["a pub."]) > 0
-  assert score(["a pub ."], ["a pub."], normalized=True) == 0.0
+  assert ter.ter(["a pub ."], ["a pub."], tokenize="tercom") == {
+      "ter_tercom": 0.0}
+  # "family", "-" and "friendly" are words; accents are none.
+  assert ter.ter(
+      ["the café is family - friendly"], ["the cafe is family-x"],
+      tokenize="webnlg") == {"ter_webnlg": pytest.approx(100 / 6)}
+  with pytest.raises(errors.UserError, match="it can be none, tercom"):
+    score(["a"], ["a"], tokenize="13a")
 
 
 def test_sacrebleu_itself(scored):
