@@ -1,12 +1,13 @@
 """Writes tests/expectations/text_metrics.json with the original scorers.
 
-    python tests/make_text_metric_expectations.py E2E_METRICS MULTI_BLEU
+    python tests/make_text_metric_expectations.py \\
+        E2E_METRICS MULTI_BLEU PYCOCOEVALCAP
 
 E2E_METRICS is a checkout of github.com/tuetschek/e2e-metrics, whose Python
-parts are run (they need `pip install future numpy`), MULTI_BLEU is Moses'
-`scripts/generic/multi-bleu.perl`. ROUGE-L and CIDEr get the words of
-CoreNLP's PTBTokenizer where --corenlp names stanford-corenlp-3.4.1.jar, which
-is how the words in the file were made. WebNLG's words need `unidecode`.
+parts are run, MULTI_BLEU is Moses' `scripts/generic/multi-bleu.perl`, and
+PYCOCOEVALCAP is the folder of the package pycocoevalcap 1.2, which has the Java
+programs that the first one calls: CoreNLP's PTBTokenizer and METEOR 1.5. Needs
+Java, Perl and `pip install future numpy unidecode`.
 """
 
 import argparse
@@ -48,16 +49,18 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("e2e_metrics")
   parser.add_argument("multi_bleu")
-  parser.add_argument("--corenlp", required=True)
+  parser.add_argument("pycocoevalcap", type=pathlib.Path)
   flags = parser.parse_args()
   sys.path.insert(0, flags.e2e_metrics)
   texts = [text for output, references in EXAMPLES
            for text in (output, *references)]
-  penn = penn_words(texts, flags.corenlp)
+  penn = penn_words(
+      texts, flags.pycocoevalcap / "tokenizer/stanford-corenlp-3.4.1.jar")
   webnlg = {text: webnlg_words(text) for text in texts}
   content = {
       "examples": EXAMPLES, "penn_words": penn, "webnlg_words": webnlg,
-      **e2e_scores(EXAMPLES, penn),
+      **e2e_scores(
+          EXAMPLES, penn, flags.pycocoevalcap / "meteor/meteor-1.5.jar"),
       "multi_bleu": multi_bleu(EXAMPLES, webnlg, flags.multi_bleu)}
   target = pathlib.Path(__file__).parent / "expectations/text_metrics.json"
   target.write_text(
@@ -67,15 +70,17 @@ def main():
          if isinstance(value, float)})
 
 
-def e2e_scores(examples, penn):
+def e2e_scores(examples, penn, meteor_jar):
   """The E2E scorer's figures, which it prints, at full precision.
 
   Args:
     examples: outputs with references.
     penn: a text's words with spaces between.
+    meteor_jar: METEOR 1.5.
   """
   from metrics import pymteval
   from pycocoevalcap.cider import cider
+  from pycocoevalcap.meteor import meteor
   from pycocoevalcap.rouge import rouge
 
   bleu, nist = pymteval.BLEUScore(), pymteval.NISTScore()
@@ -85,10 +90,12 @@ def e2e_scores(examples, penn):
   outputs = {i: [penn[output]] for i, (output, _) in enumerate(examples)}
   references = {i: [penn[text] for text in texts]
                 for i, (_, texts) in enumerate(examples)}
+  meteor.METEOR_JAR = str(meteor_jar.resolve())
   return {
       "bleu": bleu.score(), "nist": nist.score(),
       "rouge_l": float(rouge.Rouge().compute_score(references, outputs)[0]),
-      "cider": float(cider.Cider().compute_score(references, outputs)[0])}
+      "cider": float(cider.Cider().compute_score(references, outputs)[0]),
+      "meteor": meteor.Meteor().compute_score(references, outputs)[0]}
 
 
 def penn_words(texts, jar):
@@ -97,7 +104,7 @@ def penn_words(texts, jar):
     file.write("".join(f"{text}\n" for text in texts))
     file.flush()
     lines = subprocess.run(
-        ["java", "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer",
+        ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer",
          "-preserveLines", "-lowerCase", file.name],
         stdout=subprocess.PIPE, check=True, encoding="utf-8").stdout
   return {

@@ -112,7 +112,14 @@ def test_e2e_by_its_challenges_metrics(configure, tmp_path):
   with pytest.raises(errors.UserError, match="nowhere is no WordNet"):
     tasks.evaluate(task, examples, ["", ""], ["", ""])
   with gin.unlock_config():
-    gin.parse_config("METEOR_WORDNET = None")
+    gin.parse_config("METEOR_WORDNET = None\nMETEOR_JAR = 'no.jar'\n"
+                     "METEOR = @meteor_jar.meteor_jar")
+  task, examples = read_task(gin, "validation")
+  with pytest.raises(errors.UserError, match="METEOR 1.5"):
+    tasks.evaluate(task, examples, ["", ""], ["", ""])
+  with gin.unlock_config():
+    gin.parse_config("METEOR = @meteor.meteor")
+  task, examples = read_task(gin, "validation")
   found = tasks.evaluate(
       task, examples, ["", ""], ["P q r s t u", "v w x y z"])
   meteor = (found.keys() & {"meteor_wordnet", "meteor_exact_stem"}).pop()

@@ -32,6 +32,7 @@ from prompt_tuning.metrics import (
     chrf,
     cider,
     meteor,
+    meteor_jar,
     multi_bleu,
     nist,
     rouge_l,
@@ -80,6 +81,9 @@ METRICS = {
         meteor.meteor, "mean of nltk's METEOR of Penn Treebank words, by "
         "words, stems and, if the name says WordNet, synonyms; not METEOR 1.5; "
         "percent"),
+    "meteor_jar": (
+        meteor_jar.meteor_jar, "corpus METEOR 1.5 by --meteor_jar, -norm, of "
+        "Penn Treebank words, as the E2E scorer's; percent"),
 }
 
 
@@ -110,13 +114,18 @@ def main(arguments=None):
       "--wordnet", metavar="FOLDER",
       help="synonyms of meteor: a folder with index.noun, data.noun, …")
   parser.add_argument(
+      "--meteor_jar", metavar="FILE", help="meteor-1.5.jar, for meteor_jar")
+  parser.add_argument(
       "--json", metavar="FILE",
       help="where the scores go (default: the outputs' name and .scores.json)")
   flags = parser.parse_args(arguments)
   with errors.reported():
     report = score(
-        flags.outputs, flags.references, metric_fns(
-            flags.metrics.split(","), flags.wordnet, flags.first_references),
+        flags.outputs, flags.references,
+        metric_fns(flags.metrics.split(","), {
+            "meteor": ("wordnet_folder", "--wordnet", flags.wordnet),
+            "meteor_jar": ("jar", "--meteor_jar", flags.meteor_jar),
+            "multi_bleu": ("most_references", None, flags.first_references)}),
         flags.layout, flags.categories, flags.first_references)
     print(table(report["splits"]))
     empty = report["splits"]["all"]["empty_outputs"]
@@ -130,18 +139,17 @@ def main(arguments=None):
 
 def metric_fns(
     names: Sequence[str],
-    wordnet: str | None = None,
-    first_references: int | None = None,
+    settings: Mapping[str, tuple[str, str | None, Any]],
 ) -> dict[str, tasks.MetricFn]:
   """The functions of metrics by name.
 
   Args:
     names: of `METRICS`.
-    wordnet: folder of the synonyms of meteor.
-    first_references: how many references multi_bleu takes; None: its own 3.
+    settings: by name of a metric, one argument of its function, the flag that
+      is for this metric alone, and the value, None if it is not given.
 
   Raises:
-    UserError: an unknown name, or synonyms that nothing asks for.
+    UserError: an unknown name, or a flag of a metric that is not asked for.
   """
   found = {}
   for name in (name.strip() for name in names):
@@ -152,17 +160,12 @@ def metric_fns(
           + (f"did you mean {' or '.join(near)}?" if near else
              f"known are {', '.join(METRICS)}"))
     found[name] = METRICS[name][0]
-  if first_references is not None and first_references < 1:
-    raise errors.UserError(
-        f"--first_references {first_references} leaves none: give 1 or more")
-  if wordnet and "meteor" not in found:
-    raise errors.UserError(
-        "--wordnet has the synonyms of meteor, which --metrics does not name")
-  if wordnet:
-    found["meteor"] = functools.partial(meteor.meteor, wordnet_folder=wordnet)
-  if first_references and "multi_bleu" in found:
-    found["multi_bleu"] = functools.partial(
-        multi_bleu.multi_bleu, most_references=first_references)
+  for name, (argument, flag, value) in settings.items():
+    if value is not None and name in found:
+      found[name] = functools.partial(found[name], **{argument: value})
+    elif value is not None and flag:
+      raise errors.UserError(
+          f"{flag} is for the metric {name}, which --metrics does not name")
   return found
 
 
@@ -195,6 +198,9 @@ def score(
     raise errors.UserError(
         f"{', '.join(metrics)} compare outputs with references: name their "
         "files by --references")
+  if first_references is not None and first_references < 1:
+    raise errors.UserError(
+        f"--first_references {first_references} leaves none: give 1 or more")
   layout = layout or ("lines" if len(references) > 1 else "groups")
   read = scored_texts.read(layout, outputs, references)
   targets = [texts[:first_references] for texts in read.references]
