@@ -18,6 +18,7 @@ def ter(
 
   sacrebleu's, which has TERCOM 7.25's figures: edits, shifts of runs among
   them, against the nearest reference, over the mean length of the references.
+  It is slow: a text of E2E with its seven references takes a tenth of a second.
 
   Args:
     targets: N texts, or lists of texts that are all right.
