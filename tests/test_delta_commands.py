@@ -12,19 +12,32 @@ STEPS = {"TRAIN_STEPS": 6, "EVAL_PERIOD": 3, "SAVE_PERIOD": 3,
 CONFIGS = "prompt_tuning/configs"
 
 
-@pytest.mark.parametrize("method", ["lora", "ia3"])
+# As models/ia3_t5_1_1.gin has it.
+ORIGINAL_IA3 = """
+from __gin__ import dynamic_registration
+from prompt_tuning.methods import ia3
+PROMPT = None
+DELTA = @ia3.OriginalIa3()
+TRAINABLE_REGEX = ['.*/ia3_scaling']
+"""
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "ia3_scaling"])
 def test_a_run_and_its_merged_model_agree(
     command, tiny_flags, tiny_base, tmp_path, method):
   run, merged = tmp_path / "run", tmp_path / "merged"
   model, *rest = tiny_flags("prompt_finetune", MODEL_DIR=str(run), **STEPS)
-  outcome = command(
-      "train", model, f"--gin_file={CONFIGS}/prompts/{method}.gin", *rest)
+  file = f"{CONFIGS}/prompts/{method}.gin"
+  if method == "ia3_scaling":
+    file = tmp_path / "original_ia3.gin"
+    file.write_text(ORIGINAL_IA3)
+  outcome = command("train", model, f"--gin_file={file}", *rest)
   assert outcome.status == 0, outcome.err
   assert not (run / "prompt.npy").exists()
   assert not (run / "numpy_checkpoints").exists()
   saved = (run / "checkpoint_6" / "manifest.json").read_text()
   assert method in saved and "kernel" not in saved
-  assert peft.load(run / "adapter").type == method.upper()
+  assert peft.load(run / "adapter").type == method.split("_")[0].upper()
   losses = [json.loads(line)["loss"] for line in
             (run / "train.jsonl").read_text().splitlines()]
   assert losses[-1] < losses[0]

@@ -1,6 +1,10 @@
 """Prompts that are made per example, from training to inference by commands."""
 
+import importlib
 import json
+import os
+import pathlib
+import socket
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ import safetensors.numpy
 
 from prompt_tuning.formats import card, npy
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = "prompt_tuning/configs"
 STEPS = {"TRAIN_STEPS": 4, "EVAL_PERIOD": 4, "SAVE_PERIOD": 4,
          "LOG_PERIOD": 2, "PROMPT_LENGTH": 3, "LOPA_RANK": 2}
@@ -81,23 +86,33 @@ class Letters:
     return np.array([
         [text.count(c) for c in "aeinsr"[:self.width]] for text in texts],
         np.float32) / 4
+
+
+class Others(Letters):
+  fingerprint = "others"
 '''
 
 
-@pytest.fixture
-def letters(tmp_path, monkeypatch):
-  """A gin file with an ENCODER, and the module that it is from."""
-  import importlib
-  import sys
+@pytest.fixture(scope="module")
+def letters_folder(tmp_path_factory):
+  """Where `letters` has its files; gin knows a class of one name once."""
+  folder = tmp_path_factory.mktemp("letters")
+  (folder / "letters_encoder.py").write_text(ENCODER)
+  for name in ("Letters", "Others"):
+    (folder / f"{name}.gin").write_text(
+        "from __gin__ import dynamic_registration\n"
+        f"import letters_encoder\nENCODER = @letters_encoder.{name}()\n")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(folder)
+    yield folder
 
-  (tmp_path / "letters_encoder.py").write_text(ENCODER)
-  monkeypatch.syspath_prepend(tmp_path)
-  sys.modules.pop("letters_encoder", None)
-  path = tmp_path / "letters.gin"
-  path.write_text(
-      "from __gin__ import dynamic_registration\n"
-      "import letters_encoder\nENCODER = @letters_encoder.Letters()\n")
-  return f"--gin_file={path}", importlib.import_module("letters_encoder")
+
+@pytest.fixture
+def letters(letters_folder):
+  """A gin file with an ENCODER, and the module that it is from."""
+  module = importlib.import_module("letters_encoder")
+  module.CALLS.clear()
+  return f"--gin_file={letters_folder / 'Letters.gin'}", module
 
 
 def lopa(flags, method="lopa", *files):
@@ -205,9 +220,14 @@ def test_an_encoder_is_trained_too(
   encoder = [f"--gin_file={CONFIGS}/encoders/decoder_only.gin"]
   options = {"PROMPT_LENGTH": 3, "LOPA_RANK": 2, "FREEZE_ENCODER": False,
              "ENCODER_PATH": str(tiny_llama)}
-  outcome = command("train", *lopa(causal_flags(
-      "prompt_finetune", MODEL_DIR=str(run), LEARNING_RATE=0.01,
-      **STEPS | options), "lopa", *encoder))
+
+  def train(**macros):
+    return command("train", *lopa(causal_flags("prompt_finetune", **{
+        "MODEL_DIR": str(run), "LEARNING_RATE": 0.1,
+        "ENCODER_LEARNING_RATE": 0.01} | STEPS | options | macros),
+        "lopa", *encoder))
+
+  outcome = train()
   assert outcome.status == 0, outcome.err
   assert "1,190 trained and 824 frozen" in outcome.err  # 366 + 824
   found = safetensors.numpy.load_file(run / "prompt.safetensors")
@@ -215,10 +235,121 @@ def test_an_encoder_is_trained_too(
   table = found["encoder/token_embedder/embedding"]
   moved = table - start["model.embed_tokens.weight"]
   # AdamW moves what has a gradient by at most its rate in each of 4 steps;
-  # only ids that were read have one.
+  # only ids that were read have one. Biases of heads start at 0.
   assert 0 < np.abs(moved).max() < 4 * 0.011
+  assert np.abs(found["column/out/bias"]).max() > 0.1
   evaluated = command("eval", *lopa(causal_flags(
       "prompt_eval", PROMPT_FILE=str(run / "prompt.safetensors"),
       EVAL_OUTPUT_DIR=str(tmp_path / "eval"), **options), "lopa", *encoder))
   assert evaluated.status == 0, evaluated.err
   assert predictions(tmp_path / "eval") == predictions(run)
+  for outcome, sentence in [
+      (train(MODEL_DIR=str(tmp_path / "part"), TRAINABLE_REGEX=[
+          ".*/prompt/(row|column|shared)/.*"]),
+       "leaves out decoder/prompt/prompt/encoder/"),
+      (train(FREEZE_ENCODER=True, TRAIN_STEPS=8),
+       "is of a run with other parameters"),
+      (command("eval", *lopa(causal_flags(
+          "prompt_eval", PROMPT_FILE=str(run / "prompt.safetensors"),
+          EVAL_OUTPUT_DIR=str(tmp_path / "eval"), **options | {
+              "FREEZE_ENCODER": True}), "lopa", *encoder)),
+       "set FREEZE_ENCODER = False")]:
+    assert outcome.status == 2 and sentence in outcome.err, (
+        sentence, outcome.err)
+
+
+def test_idpg_of_an_encoder_that_is_trained(
+    command, causal_flags, tiny_llama, tmp_path):
+  """At a rate of 0 it stays as its files have it."""
+  outcome = command("train", *lopa(causal_flags(
+      "prompt_finetune", MODEL_DIR=str(tmp_path), LEARNING_RATE=0.1,
+      ENCODER_LEARNING_RATE=0.0, FREEZE_ENCODER=False,
+      ENCODER_PATH=str(tiny_llama), **STEPS | {"LOPA_RANK": None}), "idpg",
+      f"--gin_file={CONFIGS}/encoders/decoder_only.gin"))
+  assert outcome.status == 0, outcome.err
+  found = safetensors.numpy.load_file(tmp_path / "prompt.safetensors")
+  start = safetensors.numpy.load_file(tiny_llama / "model.safetensors")
+  np.testing.assert_array_equal(
+      found["encoder/token_embedder/embedding"],
+      start["model.embed_tokens.weight"])
+  assert np.abs(found["own/out/bias"]).max() > 0.1
+
+
+def test_another_method_or_encoder(
+    command, causal_flags, letters, letters_folder, tmp_path):
+  """A file of IDPG for LOPA; a run that goes on with another encoder."""
+  run = tmp_path / "run"
+
+  def train(*files, **macros):
+    return command("train", *lopa(causal_flags(
+        "prompt_finetune", MODEL_DIR=str(run), **STEPS | {
+            "LOPA_RANK": None} | macros), "idpg", *files))
+
+  assert train(letters[0]).status == 0
+  refused = train(f"--gin_file={letters_folder / 'Others.gin'}", TRAIN_STEPS=8)
+  assert refused.status == 2
+  assert "was started with another ENCODER" in refused.err
+  refused = command("eval", *lopa(causal_flags(
+      "prompt_eval", PROMPT_FILE=str(run / "prompt.safetensors"),
+      PROMPT_LENGTH=3, EVAL_OUTPUT_DIR=str(tmp_path / "eval")), "lopa",
+      letters[0]))
+  assert refused.status == 2
+  assert "is of idpg" in refused.err and "prompts/idpg.gin" in refused.err
+
+
+def test_a_sweep_is_its_members_own_runs(
+    command, causal_flags, letters, tmp_path):
+  """Oracle: single runs, of a member's seed and rate."""
+  rates = [0.03, 0.1]
+  macros = STEPS | {"PROMPT_LEARNING_RATE": 0.01, "SAVE_PERIOD": 2}
+  swept = command("sweep", *lopa(causal_flags(
+      "prompt_sweep", MODEL_DIR=str(tmp_path / "sweep"), SEEDS=[0, 1],
+      LEARNING_RATES=rates, SWEEP_MEMBERS="zip", **macros), "lopa",
+      letters[0]))
+  assert swept.status == 0, swept.err
+  for seed, rate in enumerate(rates):
+    alone, name = tmp_path / str(seed), f"seed={seed}_learning_rate={rate}"
+    outcome = command("train", *lopa(causal_flags(
+        "prompt_finetune", MODEL_DIR=str(alone), RANDOM_SEED=seed,
+        LEARNING_RATE=rate, **macros), "lopa", letters[0]))
+    assert outcome.status == 0, outcome.err
+    mine, single = (
+        safetensors.numpy.load_file(folder / "prompt.safetensors")
+        for folder in (tmp_path / "sweep" / name, alone))
+    assert mine.keys() == single.keys()
+    for path, value in single.items():
+      np.testing.assert_allclose(
+          mine[path], value, rtol=1e-4, atol=1e-5, err_msg=path)
+    np.testing.assert_allclose(
+        losses(tmp_path / "sweep" / name), losses(alone), rtol=1e-5)
+    assert predictions(tmp_path / "sweep" / name) == predictions(alone)
+
+
+@pytest.mark.slow
+def test_two_processes(
+    process, causal_flags, command, letters, letters_folder, tmp_path):
+  """Each reads its half of the encodings. Oracle: one process, one device."""
+  def flags(run):
+    return lopa(causal_flags(
+        "prompt_finetune", MODEL_DIR=str(tmp_path / run), LEARNING_RATE=0.1,
+        **STEPS | {"LOG_PERIOD": 1}), "lopa", letters[0])
+
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  children = [
+      process("train", *flags("two"), JAX_PROCESS_ID=str(number),
+              JAX_NUM_PROCESSES="2", JAX_COORDINATOR_ADDRESS=(
+                  f"127.0.0.1:{port}"),
+              PYTHONPATH=os.pathsep.join([str(ROOT), str(letters_folder)]))
+      for number in range(2)]
+  for child in children:
+    output, _ = child.communicate(timeout=300)
+    assert child.returncode == 0, output
+  assert command("train", *flags("one")).status == 0
+  np.testing.assert_allclose(
+      losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+  two, one = (safetensors.numpy.load_file(
+      tmp_path / run / "prompt.safetensors") for run in ("two", "one"))
+  for path, value in one.items():
+    np.testing.assert_allclose(two[path], value, rtol=1e-3, atol=1e-4)

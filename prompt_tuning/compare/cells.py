@@ -21,6 +21,7 @@ import numpy as np
 
 from prompt_tuning import command_line, errors, formats
 from prompt_tuning import eval as eval_command
+from prompt_tuning.checkpoints import runs
 from prompt_tuning.compare import benchmarks, entries
 from prompt_tuning.scripts import generate
 from prompt_tuning.train import exporting, inputs, loop, settings, setup
@@ -152,12 +153,14 @@ def judge(cell: Cell, setting: Setting) -> dict[str, Any]:
       "BATCH_SIZE": setting.eval_batch_size, "RANDOM_SEED": cell.seed,
       "NUM_EXAMPLES": setting.num_examples, "BUCKET_LENGTHS": "auto"}
   is_code = name in benchmarks.NAMES
-  run_file, folder = (
-      ("runs/generate.gin", "GENERATE_OUTPUT_DIR") if is_code
-      else ("runs/prompt_eval.gin", "EVAL_OUTPUT_DIR"))
   keep, more = trained_result(cell, setting)
-  _configure(cell, setting, run_file, {
-      folder: cell.path("judged"), **macros, **more}, keep)
+  run_file, run_dir_file, folder = (
+      ("generate", "trained_generate", "GENERATE_OUTPUT_DIR") if is_code
+      else ("prompt_eval", "trained_eval", "EVAL_OUTPUT_DIR"))
+  _configure(
+      cell, setting,
+      f"runs/{run_dir_file if 'RUN_DIR' in more else run_file}.gin",
+      {folder: cell.path("judged"), **macros, **more}, keep)
   if is_code:
     command_line.call(generate.generate)
     dataset = gin.get_configurable(settings.DatasetConfig)()
@@ -181,21 +184,26 @@ def trained_result(cell: Cell, setting: Setting):
     return entries.is_model, base | {
         "INITIAL_CHECKPOINT_PATH": trained(exporting.MODEL_FOLDER),
         "VOCABULARY_FILE": setting.checkpoint}
-  if os.path.isdir(trained(exporting.ADAPTER_FOLDER)):
+  if os.path.isdir(trained(exporting.ADAPTER_FOLDER)) and not all(
+      entries.is_model(entry) for entry in cell.method_entries
+      if isinstance(entry, str)):
     return entries.is_model, base | {
         "ADAPTER": trained(exporting.ADAPTER_FOLDER)}
   if os.path.isfile(trained("prompt.safetensors")):
     return bool, base | {"PROMPT_FILE": trained("prompt.safetensors")}
-  if os.path.isfile(trained("prompt.npy")):
+  if os.path.isfile(trained("prompt.npy")) and not _is_prefix(trained()):
     # The table alone, however it was parametrised in training.
     return entries.is_model, base | {
         "PROMPT_FILE": trained("prompt.npy"),
         "PROMPT_LENGTH": len(np.load(trained("prompt.npy"), mmap_mode="r"))}
-  if os.path.exists(trained("done")):
-    raise errors.UserError(
-        f"{cell.method} left neither a prompt, nor an adapter, nor a model in "
-        f"{trained()}: compare methods that do.")
+  if os.path.exists(trained("done")):  # a prefix, prompts of layers, …
+    return bool, base | {"RUN_DIR": trained()}
   return bool, base
+
+
+def _is_prefix(run_dir: str) -> bool:
+  """Whether a run's `prompt.npy` is of keys and values, not of embeddings."""
+  return any("/prefix/" in path for path in runs.trained(run_dir)[0])
 
 
 def _train_macros(cell: Cell, setting: Setting) -> dict[str, Any]:

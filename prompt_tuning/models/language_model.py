@@ -115,8 +115,8 @@ class LanguageModel:
       dropout_rng: None switches dropout off.
 
     Returns:
-      A scalar, and scalars `loss` (summed over tokens), `z_loss`, `correct`
-      and `tokens`.
+      A scalar, and scalars `loss` (summed over tokens), `z_loss` (of it, not
+      there where the loss is no cross-entropy), `correct` and `tokens`.
     """
     weights = batch["decoder_loss_weights"].astype(jnp.float32)
     total, tokens = self._token_losses(

@@ -112,7 +112,7 @@ class _OverLabels:
     """The loss and its sums, an example being what a token is elsewhere.
 
     `loss_fn` of scores [B, C] and right labels [B] gives losses [B] and what
-    of them is the z-loss [B].
+    of them is the z-loss [B], or None if they are no cross-entropies.
     """
     scores = self.label_scores(params, batch, dropout_rng)
     right = batch["label_index"]
@@ -121,12 +121,13 @@ class _OverLabels:
     weights = (is_real & (right >= 0)).astype(jnp.float32)
     loss, z_loss = loss_fn(scores, right)
     total = jnp.sum(loss * weights)
-    return total, {
+    sums = {
         "loss": total,
-        "z_loss": jnp.sum(z_loss * weights),
         "correct": jnp.sum((jnp.argmax(scores, axis=-1) == right) * weights),
         "tokens": jnp.sum(weights),
     }
+    return total, sums if z_loss is None else {
+        **sums, "z_loss": jnp.sum(z_loss * weights)}
 
 
 class _CrossEntropy:
@@ -157,11 +158,9 @@ class _Perceptron:
   ) -> tuple[Array, dict[str, Array]]:
     """See `LanguageModel.loss`; sums are over examples."""
 
-    def of_scores(scores, right):
-      loss = perceptron_loss(scores, right, self.hinge)
-      return loss, jnp.zeros_like(loss)
-
-    return self._of_scores(params, batch, dropout_rng, of_scores)
+    return self._of_scores(
+        params, batch, dropout_rng, lambda scores, right: (
+            perceptron_loss(scores, right, self.hinge), None))
 
 
 # ------------------------------------------------------------ encoder-decoders

@@ -11,8 +11,7 @@ import numpy as np
 
 from prompt_tuning import errors
 from prompt_tuning.data import batches, tasks, token_ids, vocabularies
-from prompt_tuning.metrics import perplexity
-from prompt_tuning.train import inputs, reporting, settings, sharding
+from prompt_tuning.train import inputs, meter, reporting, settings, sharding
 from prompt_tuning.train import step as step_lib
 
 
@@ -54,16 +53,14 @@ class Runner:
              int(batch.is_real.sum()))
 
   def loss(self, trainable, frozen, examples, dataset, limit=None):
-    """Loss, perplexity and accuracy a token, teacher-forced."""
+    """Averages a token, teacher-forced: see `meter.a_token`."""
     total = {}
     for batch, _ in self.batches(examples, dataset, limit):
       for name, value in self._loss(trainable, frozen, batch).items():
         total[name] = total.get(name, 0.0) + float(value)
-    tokens = max(total["tokens"], 1.0)
-    return {"loss": total["loss"] / tokens,
-            "perplexity": perplexity.perplexity(
-                total["loss"] - total["z_loss"], tokens),
-            "token_accuracy": 100.0 * total["correct"] / tokens}
+    found = meter.a_token(total)
+    found.pop("z_loss", None)
+    return found
 
   def predict(self, trainable, frozen, examples, dataset, rng=None):
     """Predicted ids of every example: a list of int arrays [U]."""

@@ -15,7 +15,7 @@ import numpy as np
 from prompt_tuning import checkpoints, formats, versions
 from prompt_tuning.checkpoints import base, hugging_face, runs
 from prompt_tuning.formats import card, instance, npy, peft
-from prompt_tuning.methods import folding, heads, lora
+from prompt_tuning.methods import folding, heads, ia3, lora
 from prompt_tuning.train import inputs, settings
 from prompt_tuning.train import state as state_lib
 
@@ -173,8 +173,9 @@ def adapter_writer(
     source: the base, opened; a model trained from scratch has no adapter.
   """
   scope = "lora" if isinstance(model.delta, lora.Lora) else "ia3"
+  is_original = isinstance(model.delta, ia3.OriginalIa3)
   flat = {path: value for path, value in state_lib.flatten(trainable).items()
-          if f"/{scope}/" in path}
+          if ("/ia3_scaling" if is_original else f"/{scope}/") in path}
   if model.delta is None or source is None or not flat:
     return lambda: None
   flat = _copied(flat)
@@ -185,9 +186,10 @@ def adapter_writer(
       stated = types.SimpleNamespace(
           path=source.path, family="t5",
           config=dataclasses.asdict(model.module.config))
+    params = state_lib.unflatten(flat)
     adapter = peft.from_params(
-        state_lib.unflatten(flat), peft.Base.of(stated), scope.upper(),
-        model.delta)
+        ia3.to_plain(params) if is_original else params, peft.Base.of(stated),
+        scope.upper(), model.delta)
     peft.save(adapter, os.path.join(folder, ADAPTER_FOLDER))
 
   return write

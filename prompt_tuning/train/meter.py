@@ -31,15 +31,28 @@ class Averages:
       return {}
     sums, steps = self._sums, self._steps
     self._sums, self._steps = {}, 0
-    tokens = max(sums["tokens"], 1.0)
-    return {
-        "loss": sums["loss"] / tokens,
+    return a_token(sums) | {"gradient_norm": sums["gradient_norm"] / steps}
+
+
+def a_token(sums: Mapping[str, float]) -> dict[str, float]:
+  """What `LanguageModel.loss` sums up, a target token.
+
+  Args:
+    sums: over batches; without `z_loss` the loss is no cross-entropy, whose
+      exponential is a perplexity.
+
+  Returns:
+    `loss`, `token_accuracy` in percent and, of cross-entropies, `perplexity`
+    and `z_loss`.
+  """
+  tokens = max(sums["tokens"], 1.0)
+  found = {"loss": sums["loss"] / tokens}
+  if "z_loss" in sums:
+    found |= {
         "perplexity": perplexity.perplexity(
             sums["loss"] - sums["z_loss"], tokens),
-        "z_loss": sums["z_loss"] / tokens,
-        "token_accuracy": 100.0 * sums["correct"] / tokens,
-        "gradient_norm": sums["gradient_norm"] / steps,
-    }
+        "z_loss": sums["z_loss"] / tokens}
+  return found | {"token_accuracy": 100.0 * sums["correct"] / tokens}
 
 
 class Meter:

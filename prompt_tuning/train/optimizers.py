@@ -68,20 +68,24 @@ def clipped(
 
 def grouped(
     groups: Sequence[tuple[str, optax.GradientTransformation]],
+    optional: Sequence[tuple[str, optax.GradientTransformation]] = (),
 ) -> optax.GradientTransformation:
   """Another optimizer for each group of parameters.
 
   Args:
     groups: (pattern, optimizer); a parameter belongs to the first pattern that
       matches its whole path, see `state.split`.
+    optional: groups that come before those and may have no parameter, such as
+      an encoder's that some runs train.
 
   Returns:
     The transformation.
 
   Raises:
-    UserError: when it begins, if a parameter belongs to no group or a group has
-      no parameter.
+    UserError: when it begins, if a parameter belongs to no group or one of
+      `groups` has no parameter.
   """
+  groups = [*optional, *groups]
   belongs = [state_lib.match_any([pattern]) for pattern, _ in groups]
 
   def labels(tree):
@@ -94,7 +98,7 @@ def grouped(
       raise UserError(
           f"No pattern of optimizers.grouped.groups matches {lost[0]}: add "
           "one, such as '.*', for the rest.")
-    unused = set(range(len(groups))) - set(found.values())
+    unused = set(range(len(optional), len(groups))) - set(found.values())
     if unused:
       raise UserError(
           f"The pattern {groups[min(unused)][0]!r} in "

@@ -76,7 +76,8 @@ def prepare(
 
   Raises:
     UserError: if a frozen parameter is in no checkpoint, the prompt was
-      trained on another base, or a vocabulary does not fit the table.
+      trained on another base, a vocabulary does not fit the table, or the
+      patterns leave out a part of what is trained.
   """
   shapes, axes = model.abstract()
   rows = shapes["token_embedder"]["embedding"].shape[0]
@@ -103,12 +104,18 @@ def prepare(
           path in source.arrays
           or path.replace("/layers/", "/layers_0/") in source.arrays)}
   given = _encoder_weights(model) | state_lib.flatten(given or {})
+  for path in given:
+    if path not in flat:
+      raise errors.UserError(
+          f"TRAINABLE_REGEX = {list(trainable_patterns)} leaves out {path}, "
+          "which is trained with the rest of the prompt: use "
+          "['.*/prompt/.*'].")
   values = initializer(
       model, [p for p in flat if p not in known and p not in given],
       shardings)(rng)
   values |= {
-      path: jax.device_put(jnp.asarray(array, jnp.float32),
-                           flat[path].sharding)
+      # Copied: the first step uses them up, and an encoder keeps its weights.
+      path: jax.device_put(jnp.array(array, jnp.float32), flat[path].sharding)
       for path, array in given.items()}
   wanted = {
       path: _as(spec, jnp.float32) for path, spec in flat.items()

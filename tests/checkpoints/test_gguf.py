@@ -7,6 +7,7 @@ the same file of real weights.
 
 import re
 import tracemalloc
+import types
 
 import flax
 import gguf as package
@@ -19,7 +20,15 @@ from prompt_tuning import checkpoints
 from prompt_tuning.checkpoints import base, gguf
 from prompt_tuning.errors import UserError
 from prompt_tuning.formats import gguf as gguf_files
-from prompt_tuning.models import causal_lm, rotary
+from prompt_tuning.models import causal_lm, decoder_only, rotary
+from prompt_tuning.train import (
+  exporting,
+  optimizers,
+  settings,
+  setup,
+  sharding,
+)
+from prompt_tuning.train import step as step_lib
 
 Kind = package.GGMLQuantizationType
 
@@ -144,6 +153,45 @@ def test_the_engine_loads_it(tmp_path):
   loaded = base.load_base(path, abstract["params"])
   assert_same(flax.traverse_util.flatten_dict(loaded, sep="/"), ours)
   assert len(base.fingerprint(path)) == 64
+
+
+@pytest.mark.parity
+def test_a_tuned_llama_gives_transformers_logits(tmp_path):
+  """From a GGUF file, all of it trained, in the folder that a run leaves."""
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  path = str(write(tmp_path / "m.gguf", llama()[0]))
+  model = decoder_only.DecoderOnlyModel(
+      causal_lm.CausalLM(causal_lm.Config(**base.open_base(path).config)),
+      types.SimpleNamespace(eos_id=1, vocab_size=40))
+  mesh = jax.sharding.Mesh(
+      np.reshape(jax.devices()[:1], (1, 1, 1)), sharding.MESH_AXES)
+  weights = setup.prepare(
+      model, settings.RestoreCheckpointConfig(path), [".*"], mesh,
+      jax.random.PRNGKey(0))
+  start = np.asarray(weights.trainable["token_embedder"]["embedding"])
+  optimizer = optimizers.AdamW(0.01)
+  shapes = setup.state_shapes(weights, optimizer, mesh)
+  state = setup.initial_state(weights, optimizer, shapes)
+  batch = model.features.padded([[3, 4, 5, 6]] * 2, [[7, 8, 1]] * 2, 4, 3)
+  state, _ = step_lib.compiled_update(
+      step_lib.make_train_step(model, optimizer), shapes)(
+          state, {}, batch, jax.random.PRNGKey(0))
+  params = state.trainable
+  assert np.abs(params["token_embedder"]["embedding"] - start).max() > 5e-3
+  exporting.write_model(
+      str(tmp_path), model, params, weights, settings.SaveCheckpointConfig())
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(
+      tmp_path / "hugging_face").eval()
+  tokens = np.random.default_rng(0).integers(2, 40, (2, 9))
+  with torch.no_grad():
+    expected = theirs(torch.tensor(tokens)).logits.numpy()
+  batch = {"decoder_input_tokens": tokens.astype(np.int32),
+           "decoder_target_positions": np.tile(np.arange(9), (2, 1))}
+  with jax.default_matmul_precision("highest"):
+    found = model.logits(params, batch)
+  np.testing.assert_allclose(
+      found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def test_tied_and_biases(tmp_path):

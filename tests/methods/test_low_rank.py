@@ -5,6 +5,7 @@ counts of trained parameters that the paper and its code state (Jain et al.
 2024, arXiv 2405.15282), and each example's own prompt written out.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import math
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning import errors, prompts
+from prompt_tuning.decoding import beam
 from prompt_tuning.methods import heads, instance, low_rank
 from prompt_tuning.models import causal_lm, decoder_only, encoder_decoder, t5
 from prompt_tuning.train import members, sharding
@@ -406,6 +408,27 @@ def test_each_example_has_its_own_prompt(kind, encoded, scan, encoding):
     np.testing.assert_allclose(scores[i], one[1][0], rtol=2e-5)
     np.testing.assert_array_equal(decoded[i], one[2][0])
   np.testing.assert_allclose(loss, total, rtol=2e-5)
+
+
+@pytest.mark.parametrize("kind, scan", [("causal", True), ("t5", False)])
+def test_beams_have_their_examples_prompt(kind, scan, encoding):
+  """All hypotheses and scores, row by row, with a plain prompt of that row."""
+  search = {"decode_fn": functools.partial(beam.beam_search, num_beams=3)}
+  model, plain = (
+      dataclasses.replace(BUILD[kind](*arguments, scan_layers=scan), **search)
+      for arguments in ([Encoder], [None, shared_prompt()]))
+  params = random_like(model.abstract()[0], 7, 0.4)
+  tokens, scores = jax.jit(model.decodes)(
+      params, batch_of(model, encoding=encoding))
+  assert tokens.shape[:2] == (3, 3)
+  of_plain = jax.jit(plain.decodes)
+  for i, prompt in enumerate(own_prompts(kind, params, encoding)):
+    side = params[SIDE[kind]] | {
+        "prompt": {"prompt": {"prompt": prompt.astype(np.float32)}}}
+    one = of_plain(params | {SIDE[kind]: side},
+                   batch_of(plain, slice(i, i + 1)))
+    np.testing.assert_array_equal(tokens[i], one[0][0])
+    np.testing.assert_allclose(scores[i], one[1][0], rtol=2e-5)
 
 
 def test_gradients_of_parts_of_a_batch(encoding):

@@ -243,6 +243,7 @@ def test_an_example_without_a_label_has_no_loss(maker, batch):
   np.testing.assert_allclose(
       total, by_hand(scores, [0, 0, 2], 1.0)[1], rtol=1e-6)
   assert sums["tokens"] == 1 and np.isfinite(gradient).all()
+  assert "z_loss" not in sums  # no cross-entropy, so no perplexity
 
 
 # ---------------------------------------------------------- decoder-only models

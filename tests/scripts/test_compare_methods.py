@@ -4,6 +4,7 @@ Oracles: `eval` on what a cell trained; the right answers of small problems;
 numpy for means and deviations.
 """
 
+import hashlib
 import json
 import os
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning import errors
+from prompt_tuning.checkpoints import base
 from prompt_tuning.compare import benchmarks, cells, entries, tables
 from prompt_tuning.data import code_tasks
 
@@ -154,6 +156,29 @@ def test_methods_of_other_kinds(flags, command, tmp_path, method, left):
   record = json.loads((cell / "result.json").read_text())
   assert record["trained parameters"] > 0
   assert record["value"] == np.mean(record["values"])
+
+
+def test_a_prefix_is_put_to_use_from_its_run(
+    flags, command, tiny_llama, tmp_path):
+  """Its prompt.npy holds keys and values, which are no prompt.
+
+  So trained_eval and trained_generate judge it. Oracles: its parameters,
+  counted; the model's fingerprint without them.
+  """
+  outcome = command("compare", *flags(
+      COMPARE_OUTPUT_DIR=str(tmp_path), EXECUTE_CODE=True),
+      "--gin.METHODS={'it': ['models/causal_lm_from_checkpoint.gin', "
+      "'prompts/prefix.gin', {'PREFIX_LENGTH': 2, 'PREFIX_HIDDEN_DIM': 4, "
+      "'LEARNING_RATE': 0.1}]}")
+  assert outcome.status == 0, outcome.err
+  for task in ("labels", "code"):
+    cell = tmp_path / f"task={task}" / "method=it" / "seed=0"
+    record = json.loads((cell / "result.json").read_text())
+    assert record["trained parameters"] == (
+        2 * 8 + 8 * 4 + 4 + 4 * 16 + 16)
+  [facts] = cell.glob("judged/*-generations.json")
+  assert json.loads(facts.read_text())["model"] != hashlib.sha256(
+      base.fingerprint(tiny_llama).encode()).hexdigest()
 
 
 def test_code_runs_only_with_the_word(flags, command, tmp_path):

@@ -100,6 +100,11 @@ def test_t5xs_own_model_is_left_alone():
   assert models.from_engine(theirs) is theirs
 
 
+def test_an_encoder_of_instances_is_refused():
+  with pytest.raises(errors.UserError, match="ENCODER is set"):
+    models.from_engine(engine(instance_encoder=object()))
+
+
 def test_other_models_are_refused():
   with pytest.raises(errors.UserError, match="prompt_tuning.train"):
     models.from_engine("a decoder-only model")

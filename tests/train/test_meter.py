@@ -38,6 +38,11 @@ def test_averages_are_over_tokens():
       "perplexity": pytest.approx(math.exp((8 - 4) / 5)),
       "token_accuracy": pytest.approx(100 * 2 / 5), "gradient_norm": 3.0}
   assert averages.take() == {}
+  # A loss without it is no cross-entropy, such as the perceptron's.
+  del metrics["z_loss"]
+  averages.add(metrics)
+  assert averages.take() == {
+      "loss": 1.5, "token_accuracy": 25.0, "gradient_norm": 3.0}
 
 
 def test_an_evaluation_sees_all_steps_since_the_last_one():

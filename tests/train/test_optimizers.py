@@ -89,6 +89,23 @@ def test_groups_have_optimizers_of_their_own():
       trained["row"]["kernel"], train(fast, value, gradients), rtol=1e-6)
 
 
+def test_an_optional_group_comes_first_and_may_have_no_parameter():
+  """Oracle: the same without it, and its optimizer alone."""
+  value, gradients = problem()
+  alone = {"encoder": AdamW(0.001), "head": AdamW(0.1)}
+  optimizer = grouped(
+      [(".*", alone["head"])], [("encoder/.*", alone["encoder"])])
+  for names in (["head"], ["encoder", "head"]):
+    trained = train(
+        optimizer, {name: {"kernel": value} for name in names},
+        [{name: {"kernel": gradient} for name in names}
+         for gradient in gradients])
+    for name in names:
+      np.testing.assert_allclose(
+          trained[name]["kernel"], train(alone[name], value, gradients),
+          rtol=1e-6)
+
+
 @pytest.mark.parametrize("patterns, sentence", [
     ([".*/shared/.*"], "No pattern .* matches prompt/row"),
     ([".*", ".*/row"], "'.*/row' .* has no trained parameter"),
