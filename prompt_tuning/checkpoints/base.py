@@ -197,7 +197,7 @@ def _refuse_extra_layers(weights, used: set[str], unused: list[str]):
 
   if extra := sorted(layers(unused) - layers(used)):
     names = ("NUM_ENCODER_LAYERS and NUM_DECODER_LAYERS"
-             if weights.family == "t5" else "NUM_LAYERS")
+             if weights.family in ("t5", "bart") else "NUM_LAYERS")
     raise errors.UserError(
         f"{weights.path} has layers that the model has not "
         f"({checkpoints.names(extra)}): set {names}, or take the gin file of "

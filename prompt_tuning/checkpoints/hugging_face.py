@@ -90,12 +90,17 @@ class HuggingFaceWeights(checkpoints.BaseWeights):
         self.path, family, self.pieces, tensors)
     self.arrays = {
         name: jax.ShapeDtypeStruct(
-            piece.shape, safetensors_files.DTYPES[self._tensors[name].dtype])
+            piece.shape, safetensors_files.DTYPES[tensor.dtype]
+            if (tensor := self._tensors[name]) else np.dtype(np.float32))
         for name, piece in self.pieces.items()}
 
   def blocks(self, path: str) -> Iterator[checkpoints.Block]:
     """See `BaseWeights.blocks`."""
     piece, tensor = self.pieces[path], self._tensors[path]
+    if tensor is None:  # which the family has as 0
+      zeros = np.zeros(piece.shape, np.float32)
+      yield tuple(slice(0, n) for n in zeros.shape), zeros
+      return
     for index, block in safetensors_files.blocks(tensor, piece):
       if piece.transposed:
         index, block = index[::-1], block.T
@@ -191,7 +196,7 @@ def _refuse_many_layers(file: str, config: Mapping, tensors: int):
 def _matched(
     path: str, family: types.ModuleType, pieces: weights_lib.Map,
     tensors: Mapping[str, Tensor],
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+) -> tuple[dict[str, Tensor | None], tuple[str, ...]]:
   """The tensor of each piece, checked; and the names that are of no use.
 
   T5's directories often carry heads of other tasks, which are only told of;
@@ -201,10 +206,13 @@ def _matched(
            for ours, piece in pieces.items()}
   missing = {
       pieces[ours].names[0]: pieces[ours].stored
-      for ours, tensor in found.items() if tensor is None}
+      for ours, tensor in found.items()
+      if tensor is None and not pieces[ours].zero_if_absent}
   if missing:
     raise errors.UserError(_says_missing(path, family, missing))
   for ours, tensor in found.items():
+    if tensor is None:
+      continue
     _check(tensor, pieces[ours], family, ours == _EMBEDDING)
   expected = {
       alias for piece in pieces.values() for name in piece.names

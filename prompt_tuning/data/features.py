@@ -51,6 +51,8 @@ class EncoderDecoder(Encoding):
       "encoder_input_tokens", "decoder_input_tokens", "decoder_target_tokens",
       "decoder_loss_weights")
   empty_inputs: ClassVar[bool] = True
+  # What the decoder reads first.
+  start_id = vocabularies.PAD_ID
 
   def input_ids(
       self, value: Any, vocabulary: vocabularies.Vocabulary,
@@ -69,6 +71,57 @@ class EncoderDecoder(Encoding):
   def padded(self, *args, **kwargs) -> dict[str, np.ndarray]:
     """See `model_features`."""
     return model_features(*args, **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class FramedEncoderDecoder(EncoderDecoder):
+  """BART's: all texts stand in what the tokenizer puts around them.
+
+  Attributes:
+    pad_id: of padding; 0 begins a text.
+    start_id: what the decoder reads first.
+  """
+
+  pad_id: int
+  start_id: int
+
+  def input_ids(
+      self, value: Any, vocabulary: vocabularies.Vocabulary,
+      add_eos: bool = True,
+  ) -> list[int]:
+    """The ids of inputs; to ids, only an end-of-sequence is added."""
+    return self._framed(value, vocabulary, add_eos)
+
+  def target_ids(
+      self, value: Any, vocabulary: vocabularies.Vocabulary,
+      add_eos: bool = True,
+  ) -> list[int]:
+    """The ids of targets, in the same frame."""
+    return self._framed(value, vocabulary, add_eos)
+
+  def padded(
+      self, inputs: Sequence[Sequence[int]], targets: Sequence[Sequence[int]],
+      inputs_length: int, targets_length: int,
+  ) -> dict[str, np.ndarray]:
+    """`model_features` with this padding and this start."""
+    counts = np.array([[len(ids)] for ids in targets], np.int32)
+    decoder_targets = _padded(targets, targets_length, self.pad_id)
+    decoder_inputs = np.full_like(decoder_targets, self.start_id)
+    decoder_inputs[:, 1:] = decoder_targets[:, :-1]
+    return {
+        "encoder_input_tokens": _padded(inputs, inputs_length, self.pad_id),
+        "decoder_input_tokens": decoder_inputs,
+        "decoder_target_tokens": decoder_targets,
+        "decoder_loss_weights": (
+            np.arange(targets_length) < counts).astype(np.int32),
+    }
+
+  def _framed(self, value, vocabulary, add_eos) -> list[int]:
+    if isinstance(value, bytes):
+      value = value.decode("utf-8")
+    if isinstance(value, str):
+      value = [*vocabulary.frame[0], *vocabulary.encode(value)]
+    return sequence_ids(value, vocabulary, add_eos)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -508,8 +561,11 @@ def decoder_only_features(
   }
 
 
-def _padded(rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
-  padded = np.full((len(rows), length), vocabularies.PAD_ID, np.int32)
+def _padded(
+    rows: Sequence[Sequence[int]], length: int,
+    pad_id: int = vocabularies.PAD_ID,
+) -> np.ndarray:
+  padded = np.full((len(rows), length), pad_id, np.int32)
   for row, ids in zip(padded, rows):
     row[:len(ids)] = ids
   return padded

@@ -1,8 +1,8 @@
 """Tokenizers of folders that have no tokenizer.json.
 
 Older models were published with their parts alone: BERT with vocab.txt, and
-GPT-2, RoBERTa and CodeBERT with vocab.json and merges.txt. How a text is cut
-before merging, and what stands around it, is the family's.
+GPT-2, RoBERTa, CodeBERT and BART with vocab.json and merges.txt. How a text is
+cut before merging, and what stands around it, is the family's.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,10 @@ import os
 import pathlib
 from typing import Any
 
-# Tokens that RoBERTa's vocabularies have, whatever their files say.
+# Types of config.json whose tokenizer is RoBERTa's.
+_ROBERTAS = ("roberta", "bart")
+
+# Tokens that their vocabularies have, whatever their files say.
 _ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
@@ -32,7 +35,8 @@ def build(
 
   Args:
     files: from `parts`.
-    model: config.json's content, whose `model_type` tells RoBERTa from GPT-2.
+    model: config.json's content, whose `model_type` tells `_ROBERTAS` from
+      GPT-2.
     settings: tokenizer_config.json's content.
 
   Raises:
@@ -40,7 +44,7 @@ def build(
   """
   if len(files) == 1:
     return _word_pieces(files[0], settings)
-  return _byte_pairs(*files, model.get("model_type") == "roberta", settings)
+  return _byte_pairs(*files, model.get("model_type") in _ROBERTAS, settings)
 
 
 def _word_pieces(file: str, settings: Mapping[str, Any]):

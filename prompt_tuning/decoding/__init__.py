@@ -12,10 +12,8 @@ of the model but a `StepFn`:
 
 N is the batch B for greedy search and B * k for k beams or samples, the k rows
 of one example side by side. Searches expand the cache that they are given from
-B to N rows. What a step closes over it must bring to N rows itself, which
-needs no reordering because rows never leave their example:
-
-    encoded = jnp.repeat(encoded, ids.shape[0] // encoded.shape[0], axis=0)
+B to N rows. What a step closes over has B rows, and needs no reordering because
+rows never leave their example: the k rows of `ids` that adjoin share one of it.
 
 Returned tokens do not include `start_id`; after `eos_id` they are 0.
 """

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from prompt_tuning import prompts
 from prompt_tuning.data import features as features_lib
-from prompt_tuning.decoding import beam
+from prompt_tuning.decoding import beam, constraints
 from prompt_tuning.methods import interception
 from prompt_tuning.models import language_model
 
@@ -117,7 +117,15 @@ class DecoderOnlyModel(language_model.LanguageModel):
 
     first = jnp.take_along_axis(tokens, last, axis=1)[:, 0]
     return self._search(
-        step, started["cache"], rows, length, rng, start_id=first)
+        step, started["cache"], rows, length, rng, start_id=first,
+        context=constraints.context_of(
+            tokens, jnp.arange(tokens.shape[1])[None] <= last),
+        alike=_positions(started["cache"]) - length)
+
+
+def _positions(cache: Any) -> int:
+  """How many positions a cache of `causal_lm.CausalLM` has."""
+  return cache["decoder"]["cached_visible"].shape[-1]
 
 
 def _instance(batch: Batch, tokens: Array) -> prompts.Instance:

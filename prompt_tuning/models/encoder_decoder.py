@@ -7,7 +7,7 @@ module, with the same loss and the same decoding.
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -29,13 +29,11 @@ class EncoderDecoderModel(language_model.LanguageModel):
   """A Linen module with its vocabularies, loss and decoding.
 
   Attributes:
-    features: how its batches are made.
-    module: has `encode`, `decode`, `hidden` and `to_logits` as `models.t5`.
+    module: has `encode`, `decode`, `hidden` and `to_logits` as `models.t5`;
+      and `features`, if its batches are made otherwise.
     input_vocabulary: of the inputs.
     others: see `language_model.LanguageModel`.
   """
-
-  features: ClassVar[features_lib.Encoding] = features_lib.EncoderDecoder()
 
   module: nn.Module
   input_vocabulary: Any
@@ -47,6 +45,24 @@ class EncoderDecoderModel(language_model.LanguageModel):
       beam.beam_search, num_beams=1)
   delta: interception.Delta | None = None
   instance_encoder: Any = None
+
+  @property
+  def features(self) -> features_lib.Encoding:
+    """How its batches are made."""
+    return getattr(self.module, "features", features_lib.EncoderDecoder())
+
+  def check_lengths(self, lengths: Mapping[str, int]) -> None:
+    """See `LanguageModel.check_lengths`."""
+    if not hasattr(self.module.config, "max_positions"):
+      return
+    inputs, targets = (
+        jax.ShapeDtypeStruct((1, lengths[name]), jnp.int32)
+        for name in ("inputs", "targets"))
+    jax.eval_shape(
+        functools.partial(
+            self._init, enable_dropout=False,
+            instance=self._unknown_instance()),
+        jax.random.PRNGKey(0), inputs, targets)
 
   def init(self, rng: Array) -> Params:
     """Every variable of the module, for one example of one token."""
@@ -77,17 +93,16 @@ class EncoderDecoderModel(language_model.LanguageModel):
         instance=prompts.Instance.of_batch(batch), method=self.module.encode)
 
     def step(tokens: Array, cache) -> tuple[Array, Any]:
-      copies = tokens.shape[0] // rows  # hypotheses of one example adjoin
+      # Hypotheses of one example adjoin, and read the same encodings.
       logits, variables = self._apply(
-          {"params": params, "cache": cache},
-          jnp.repeat(encoded, copies, axis=0),
-          jnp.repeat(inputs, copies, axis=0), tokens,
+          {"params": params, "cache": cache}, encoded, inputs, tokens,
           enable_dropout=False, decode=True, max_decode_length=length,
           mutable=["cache"], method=self.module.decode)
       return logits[:, 0], variables["cache"]
 
     return self._search(
-        step, self._empty_cache(inputs, rows, length), rows, length, rng)
+        step, self._empty_cache(inputs, rows, length), rows, length, rng,
+        start_id=jnp.full(rows, self.features.start_id))
 
   def _empty_cache(self, inputs: Array, rows: int, length: int):
     targets = jnp.ones((rows, length), jnp.int32)

@@ -174,7 +174,9 @@ class LanguageModel:
     decoder = params["decoder"]
     return ({"decoder": {"logits_dense": decoder["logits_dense"]}}
             if "logits_dense" in decoder
-            else {"token_embedder": params["token_embedder"]})
+            else {name: params[name]
+                  for name in ("token_embedder", "final_logits_bias")
+                  if name in params})
 
   def _head(self, params, hidden, rng=None):
     return self._apply(
@@ -189,13 +191,18 @@ class LanguageModel:
     with interception.applied(self.delta):
       return self.module.apply(*arguments, **options)
 
-  def _search(self, step, cache, rows, length, rng, start_id=None):
+  def _search(
+      self, step, cache, rows, length, rng, start_id=None, context=None,
+      alike=0):
     """Runs `decode_fn`; tokens [B, D, U] and scores [B, D].
 
     `start_id` [B] is what each row feeds first; None is the function's own.
+    `context` [B, C] is the text so far, if it is more, and `alike` how many
+    positions of it the cache holds; see `beam.beam_search`.
     """
     # Only what samples takes a key, only what has hypotheses the cache's axis.
-    offered = {"batch_axis": self.module.cache_batch_axis}
+    offered = {"batch_axis": self.module.cache_batch_axis, "context": context,
+               "alike": alike}
     if rng is not None:
       offered["rng"] = rng
     taken = inspect.signature(self.decode_fn).parameters

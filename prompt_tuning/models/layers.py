@@ -348,12 +348,16 @@ class Attention(nn.Module):
     head_dim: D.
     dtype: of the activations.
     dropout_rate: on the attention weights.
+    use_bias: whether the four projections have biases (BART).
+    scaled: whether scores are divided by sqrt(D); T5's are not.
   """
 
   num_heads: int
   head_dim: int
   dtype: Dtype = jnp.float32
   dropout_rate: float = 0.0
+  use_bias: bool = False
+  scaled: bool = False
 
   @nn.compact
   def __call__(
@@ -370,34 +374,46 @@ class Attention(nn.Module):
     """Attends from `x` to `memory`.
 
     Args:
-      x: [B, T, H] the queries' side.
+      x: [B, T, H] the queries' side; or [B * k, T, H], k rows side by side for
+        each row of the memory, as beams are.
       memory: [B, S, H] the keys' side; `x` itself for self-attention.
       bias: broadcastable to [B, N, T, S].
       decode: keep keys and values of earlier calls in the collection `cache`.
         The call that creates the cache gives its length S; each later call
         has T = 1.
       enable_dropout: needs the rng `dropout`.
-      prefix: keys and values [1, N, P, D] in front of the memory's.
-      prefix_bias: broadcastable to [B, N, T, P].
+      prefix: keys and values [1 or B, N, P, D] in front of the memory's.
+      prefix_bias: broadcastable to [B, N, T, P]; None is 0.
 
     Returns:
       [B, T, H].
     """
     features = self.num_heads * self.head_dim
-    # T5 has no 1/sqrt(D) in its scores; its initial query kernel carries it.
-    query_init = nn.initializers.variance_scaling(
-        1.0 / self.head_dim, "fan_in", "truncated_normal")
+    before = x.shape[:-1]
+    # Hypotheses of one example are more queries to its keys, without a copy.
+    shared = x.shape[0] > memory.shape[0]
+    if shared:
+      x = x.reshape(memory.shape[0], -1, x.shape[-1])
+    query_init = dense_init
+    if not self.scaled:
+      # T5 has no 1/sqrt(D) in its scores; its initial query kernel carries it.
+      query_init = nn.initializers.variance_scaling(
+          1.0 / self.head_dim, "fan_in", "truncated_normal")
     project = functools.partial(
-        Dense, features, ("embed", "joined_kv"), self.dtype)
+        Dense, features, ("embed", "joined_kv"), self.dtype,
+        use_bias=self.use_bias)
     query = self._split(project(name="query", kernel_init=query_init)(x))
+    if self.scaled:
+      query = query * self.head_dim**-0.5
     key_projection, value_projection = project(name="key"), project(
         name="value")
     drop = None
     if enable_dropout and self.dropout_rate:
       drop = functools.partial(
           dropout, rate=self.dropout_rate, enable=enable_dropout)
-    if x is not memory and few_queries(query.shape[2], memory.shape[1],
-                                       self.head_dim):
+    plain = (x is not memory and not shared and prefix is None
+             and not self.use_bias)
+    if plain and few_queries(query.shape[2], memory.shape[1], self.head_dim):
       out = attend_to_memory(
           query, memory, key_projection.kernel(memory.shape[-1]),
           value_projection.kernel(memory.shape[-1]), bias, drop)
@@ -409,12 +425,15 @@ class Attention(nn.Module):
       if prefix is not None:
         key, value = (
             _in_front(part, of, 2) for part, of in zip(prefix, (key, value)))
+        if prefix_bias is None:
+          prefix_bias = jnp.zeros((1, 1, 1, prefix[0].shape[2]))
         bias = _in_front(prefix_bias, bias, 3)
       out = attend(query, key, value, bias, drop)
     out = jnp.swapaxes(out, 1, 2)  # [B, T, N, D]
-    out = out.reshape(*out.shape[:2], features)  # [B, T, N * D]
+    out = out.reshape(*before, features)  # [B, T, N * D]
     return Dense(
-        x.shape[-1], ("joined_kv", "embed"), self.dtype, name="out")(out)
+        x.shape[-1], ("joined_kv", "embed"), self.dtype,
+        use_bias=self.use_bias, name="out")(out)
 
   def _split(self, x: Array) -> Array:
     x = x.reshape(*x.shape[:-1], self.num_heads, self.head_dim)

@@ -11,6 +11,7 @@ Settings (random weights):
               with cached encodings of width 1024.
   decode      SmolLM2-135M, batch 8, inputs 128, 64 tokens, greedily, with no
               prompt; against transformers.
+  beam        the same with 5 beams, both on the same weights.
   save        a prompt of [100, 768] under Adafactor: how long a training step
               waits for its save (the files are written in the background).
   t5x         whole runs of `prompt_tuning.train` and of stock `t5x.train`: see

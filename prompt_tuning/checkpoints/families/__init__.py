@@ -26,6 +26,7 @@ from typing import Any
 
 from prompt_tuning import errors
 from prompt_tuning.checkpoints.families import (
+    bart,
     bert,
     bloom,
     codegen,
@@ -38,7 +39,8 @@ from prompt_tuning.checkpoints.families import (
     t5,
 )
 
-ALL = (t5, gpt2, llama, phi, phi3, codegen, bloom, bert, roberta, codesage)
+ALL = (
+    t5, bart, gpt2, llama, phi, phi3, codegen, bloom, bert, roberta, codesage)
 
 ENCODERS = (bert, roberta, codesage)
 

@@ -36,12 +36,14 @@ class Piece:
     transposed: whether ours is the transpose (a PyTorch `Linear` is
       [out, in]; our kernels are [in, out]).
     part: what of the tensor is ours; all of it if None.
+    zero_if_absent: whether a file may lack the tensor, which is 0 then.
   """
 
   names: tuple[str, ...]
   stored: tuple[int, ...]
   transposed: bool = False
   part: Part | None = None
+  zero_if_absent: bool = False
 
   @property
   def shape(self) -> tuple[int, ...]:

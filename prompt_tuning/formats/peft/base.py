@@ -25,6 +25,8 @@ class Base:
     head_dim: D.
     modules: its dense modules by Hugging Face's names.
     is_encoder: whether it has no decoder at all, as RoBERTa.
+    prefix_has_positions: whether a prefix moves, in PEFT, the decoder's tokens
+      to later rows of a position table, as in BART.
   """
 
   name: str
@@ -37,6 +39,7 @@ class Base:
   head_dim: int
   modules: Mapping[str, modules.Module]
   is_encoder: bool = False
+  prefix_has_positions: bool = False
 
   @classmethod
   def of(cls, weights, name: str | None = None) -> "Base":
@@ -65,7 +68,8 @@ class Base:
         num_heads=heads, num_kv_heads=config.get("num_kv_heads") or heads,
         head_dim=config["head_dim"],
         modules=modules.of_pieces(_pieces(weights)),
-        is_encoder=family in families.ENCODERS)
+        is_encoder=family in families.ENCODERS,
+        prefix_has_positions=family is families.bart)
 
   @property
   def task(self) -> str | None:

@@ -26,8 +26,8 @@ def arguments(adapter: Adapter, base: Base, task: int = 0) -> dict[str, Any]:
     task: which of a multitask prompt's tasks.
 
   Returns:
-    Arguments of `causal_lm.CausalLM` or `t5.EncoderDecoder`; none for LoRA and
-    (IA)3, whose place is `peft.delta`.
+    Arguments of `causal_lm.CausalLM`, `t5.EncoderDecoder` or
+    `bart.EncoderDecoder`; none for LoRA and (IA)3, whose place is `peft.delta`.
   """
   if adapter.type in configs.DELTAS:
     return {}
@@ -35,7 +35,10 @@ def arguments(adapter: Adapter, base: Base, task: int = 0) -> dict[str, Any]:
   if adapter.type == "PREFIX_TUNING":
     name = ("decoder_prefix_factory" if base.is_encoder_decoder
             else "prefix_factory")
-    return {name: functools.partial(prefix.Prefix, length)}
+    found = {name: functools.partial(prefix.Prefix, length)}
+    if base.prefix_has_positions:
+      found["prefix_has_positions"] = True
+    return found
   if adapter.type == "MULTITASK_PROMPT_TUNING":
     one = functools.partial(
         multitask.MultitaskPrompt, length, *tables.tasks_and_ranks(adapter),

@@ -1,0 +1,108 @@
+"""Gin files of BART.
+
+Oracle: the parameters of the published models as transformers counts them, its
+table once and without the logits' bias, which is a buffer there.
+"""
+
+import math
+
+import jax
+import pytest
+
+from prompt_tuning import command_line
+from prompt_tuning.checkpoints import base_config, families
+from prompt_tuning.checkpoints.families import config_json
+from prompt_tuning.models import encoder_decoder
+from prompt_tuning.train import state as state_lib
+
+CONFIGS = command_line.PACKAGE / "configs"
+PATH = "--gin.INITIAL_CHECKPOINT_PATH='base'"
+SCAN = "--gin.SCAN_LAYERS=True"
+PUBLISHED = {"bart_base": (139_420_416, 6, 12, 768),
+             "bart_large": (406_291_456, 12, 16, 1024)}
+
+
+@pytest.fixture
+def configure(clean_gin):
+  """The model of gin files of the package, by names without `.gin`."""
+
+  def read(*arguments):
+    clean_gin.clear_config()
+    command_line.configure([
+        a if a.startswith("--") else f"--gin_file={CONFIGS}/{a}.gin"
+        for a in arguments])
+    return clean_gin.get_configurable(encoder_decoder.EncoderDecoderModel)()
+
+  return read
+
+
+def sizes(tree):
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_sizes_are_the_published_ones(configure, name):
+  """models/`bart` and `bart_prompt`, architectures/`bart`, and a size."""
+  count, layers, heads, width = PUBLISHED[name]
+  model = configure(f"models/{name}_prompt", PATH, SCAN)
+  shapes, axes = model.abstract()
+  assert jax.tree.structure(shapes) == jax.tree.structure(
+      axes, is_leaf=lambda leaf: isinstance(leaf, tuple))
+  trained, frozen = state_lib.split(shapes, ["encoder/prompt/.*"])
+  assert sizes(trained) == 20 * width
+  assert frozen.pop("final_logits_bias").shape == (1, 50265)
+  assert sizes(frozen) == count
+
+  class Weights:
+    path = "base"
+    config = families.bart.read_config(config_json.ConfigJson("", {
+        "model_type": "bart", "vocab_size": 50265, "d_model": width,
+        "encoder_layers": layers, "decoder_layers": layers,
+        "encoder_attention_heads": heads, "decoder_attention_heads": heads,
+        "encoder_ffn_dim": 4 * width, "decoder_ffn_dim": 4 * width,
+        "max_position_embeddings": 1024, "activation_function": "gelu"}))
+
+  base_config.check(Weights, model.module.config)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_transformers_counts_as_many(name):
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  count, layers, heads, width = PUBLISHED[name]
+  with torch.device("meta"):
+    model = transformers.BartForConditionalGeneration(transformers.BartConfig(
+        d_model=width, encoder_layers=layers, decoder_layers=layers,
+        encoder_attention_heads=heads, decoder_attention_heads=heads,
+        encoder_ffn_dim=4 * width, decoder_ffn_dim=4 * width))
+  assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_lora_reaches_all_three_kinds_of_attention(configure):
+  model = configure("models/bart_base", "prompts/lora", PATH, SCAN)
+  paths = {path.rsplit("/lora/")[0]
+           for path in state_lib.flatten(model.abstract()[0])
+           if "/lora/" in path}
+  assert paths == {
+      f"{side}/layers/{name}/{part}" for side, name in (
+          ("encoder", "attention"), ("decoder", "self_attention"),
+          ("decoder", "encoder_decoder_attention"))
+      for part in ("query", "value")}
+
+
+# What the code of arXiv 2101.00190 gives to `generate`, in our words.
+SEARCHES = {
+    "beam_e2e": {"num_beams": 5, "alpha": 1.0, "early_stopping": False,
+                 "bad_words": [[628], [198]]},
+    "beam_xsum": {"num_beams": 6, "alpha": 0.8, "early_stopping": True,
+                  "min_new_tokens": 10, "no_repeat_ngram_size": 3,
+                  "forced_bos_id": 0, "forced_eos_id": 2}}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_are_those_of_prefix_tuning(configure, clean_gin, name):
+  configure("models/bart_base", f"models/decoding/{name}", PATH)
+  found = clean_gin.get_bindings("beam_search")
+  assert found.pop("penalty").__name__ == "hugging_face_length"
+  assert found == SEARCHES[name] | {"rules": "hugging_face"}
