@@ -68,7 +68,7 @@ class EncoderDecoderModel(language_model.LanguageModel):
     """Every variable of the module, for one example of one token."""
     one = jnp.ones((1, 1), jnp.int32)
     return self._init(
-        rng, one, one, one, enable_dropout=False,
+        rng, one, one, enable_dropout=False,
         instance=self._unknown_instance())
 
   def hidden(
@@ -107,7 +107,7 @@ class EncoderDecoderModel(language_model.LanguageModel):
   def _empty_cache(self, inputs: Array, rows: int, length: int):
     targets = jnp.ones((rows, length), jnp.int32)
     shapes = jax.eval_shape(lambda: self._init(
-        jax.random.PRNGKey(0), inputs, targets, targets,
+        jax.random.PRNGKey(0), inputs, targets,
         enable_dropout=False, decode=True,
         instance=self._unknown_instance(rows))["cache"])
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

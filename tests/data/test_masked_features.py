@@ -92,9 +92,9 @@ def test_a_vocabulary_without_a_mask(vocabulary, tmp_path):
     _ = tokenizers.TokenizerJson(tmp_path).mask_id
 
 
-@pytest.fixture
-def roberta_files(tmp_path):
-  """vocab.json and merges.txt as RoBERTa and CodeBERT were published."""
+@pytest.fixture(params=["roberta", "bart"])
+def roberta_files(tmp_path, request):
+  """vocab.json and merges.txt as RoBERTa, CodeBERT and BART were published."""
   merges = ["Ġ g", "r e", "re a", "rea t", "Ġg reat", "Ġ I", "ĠI t", "Ġ w"]
   pieces = ["<s>", "<pad>", "</s>", "<unk>", *map(chr, range(33, 127)), "Ġ",
             "Ċ", "Ã", "©", *(merge.replace(" ", "") for merge in merges),
@@ -104,7 +104,7 @@ def roberta_files(tmp_path):
   (tmp_path / "merges.txt").write_text(
       "#version: 0.2\n" + "\n".join(merges) + "\n")
   (tmp_path / "config.json").write_text(json.dumps(
-      {"model_type": "roberta", "pad_token_id": 1}))
+      {"model_type": request.param, "pad_token_id": 1}))
   (tmp_path / "special_tokens_map.json").write_text(json.dumps({
       "eos_token": "</s>", "bos_token": "<s>", "pad_token": "<pad>",
       "unk_token": "<unk>", "mask_token": {

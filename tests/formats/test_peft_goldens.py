@@ -281,6 +281,31 @@ def without_prefix_positions(length):
   return intercept
 
 
+def without_prefix_of_later_positions(length):
+  """The same of PEFT's BART: a query at step i sees the first i + 1 keys.
+
+  The prefix's come first among them, so that the tokens before the query are
+  hidden until the whole prefix is seen.
+  """
+
+  def intercept(next_function, arguments, options, context):
+    module = context.module
+    if not (isinstance(module, layers.Attention)
+            and context.method_name == "__call__"
+            and options.get("decode")
+            and module.has_variable("cache", "cache_index")):
+      return next_function(*arguments, **options)
+    step = module.get_variable("cache", "cache_index")
+    size = module.get_variable("cache", "cached_key").shape[2]
+    seen = layers.key_mask(jnp.arange(length + size)[None] <= step)
+    x, memory, _ = arguments
+    return next_function(
+        x, memory, seen[..., length:],
+        **options | {"prefix_bias": seen[..., :length]})
+
+  return intercept
+
+
 @pytest.fixture(scope="module")
 def generate():
   """Decodes; what two cases have in common is compiled once."""
@@ -288,6 +313,7 @@ def generate():
 
   def run(base, adapter, expected, search):
     doors = peft.arguments(adapter, base.sizes)
+    has_positions = doors.pop("prefix_has_positions", False)
     delta = peft.delta(adapter, base.sizes)
     params = base.with_params(peft.to_params(adapter, base.sizes))
     arguments = params, batch_of(base, expected)
@@ -307,10 +333,12 @@ def generate():
     if key not in compiled:
       compiled[key] = jax.jit(function())
     context = contextlib.nullcontext()
-    if "decoder_prefix_factory" in doors and isinstance(
-        base.config, t5.Config):
-      context = nn.intercept_methods(without_prefix_positions(
-          adapter.config["num_virtual_tokens"]))
+    if "decoder_prefix_factory" in doors:
+      forget = (without_prefix_of_later_positions
+                if has_positions
+                else without_prefix_positions)
+      context = nn.intercept_methods(
+          forget(adapter.config["num_virtual_tokens"]))
     with context:
       return np.asarray(compiled[key](*arguments))
 

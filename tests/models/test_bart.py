@@ -88,7 +88,7 @@ def assert_equals_transformers(found, expected):
         found[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
   # So that the comparison with a prompt is one: it does something.
   assert np.abs(
-      expected["logits"] - expected["logits_with_prompt"]).max() > 0.1
+      expected["logits"] - expected["logits_with_prompt"]).max() > 1e-3
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def test_what_is_saved_is_what_was_read(case, tmp_path, written):
   content = json.loads((tmp_path / "again/config.json").read_text())
   stated = json.loads((tmp_path / "config.json").read_text())
   differing = {k for k, v in content.items() if stated.get(k) != v}
-  assert differing <= {"architectures", "torch_dtype"}
+  assert differing <= {"architectures", "num_hidden_layers", "torch_dtype"}
 
 
 @pytest.mark.parametrize("changes, message", [
