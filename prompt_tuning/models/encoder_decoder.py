@@ -100,9 +100,10 @@ class EncoderDecoderModel(language_model.LanguageModel):
           mutable=["cache"], method=self.module.decode)
       return logits[:, 0], variables["cache"]
 
+    start = self.features.start_id  # 0 is every search's own
     return self._search(
         step, self._empty_cache(inputs, rows, length), rows, length, rng,
-        start_id=jnp.full(rows, self.features.start_id))
+        start_id=jnp.full(rows, start) if start else None)
 
   def _empty_cache(self, inputs: Array, rows: int, length: int):
     targets = jnp.ones((rows, length), jnp.int32)
