@@ -73,7 +73,9 @@ METHODS = {
                    {"INITIAL_CHECKPOINT_PATH": "hugging_face"})}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name in ("lora", "ia3", "top_layers") else name for name in METHODS])
 def test_a_later_run_has_the_loss_of_training(
     command, tiny_flags, tiny_causal, tmp_path, method):
   training, applying, given = METHODS[method]

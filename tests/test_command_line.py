@@ -233,7 +233,7 @@ def test_folders_of_the_original(command, empty_folder, path):
 
 def test_run_file_alone(command, empty_folder):
   found = refused(command, empty_folder, RUN, *ALL[2:])
-  assert re.match(r"[A-Z_]+ has no value but train\.\S+ needs it", found)
+  assert re.match(r"[A-Z_]+ has no value but \S+ needs it: give it", found)
 
 
 @pytest.mark.parametrize("content, sentence", [

@@ -193,7 +193,8 @@ def other_prompt(tmp_path):
   return str(path)
 
 
-@pytest.mark.parametrize("method, rank", [("lopa", 2), ("idpg", None)])
+@pytest.mark.parametrize("method, rank", [
+    ("lopa", 2), pytest.param("idpg", None, marks=pytest.mark.slow)])
 def test_methods_on_t5(command, tiny_flags, tmp_path, method, rank):
   """With the model's own embedded input; then inference from the file."""
   run = tmp_path / "run"
@@ -258,6 +259,7 @@ def test_an_encoder_is_trained_too(
         sentence, outcome.err)
 
 
+@pytest.mark.slow
 def test_idpg_of_an_encoder_that_is_trained(
     command, causal_flags, tiny_llama, tmp_path):
   """At a rate of 0 it stays as its files have it."""
@@ -297,6 +299,7 @@ def test_another_method_or_encoder(
   assert "is of idpg" in refused.err and "prompts/idpg.gin" in refused.err
 
 
+@pytest.mark.slow
 def test_a_sweep_is_its_members_own_runs(
     command, causal_flags, letters, tmp_path):
   """Oracle: single runs, of a member's seed and rate."""

@@ -72,6 +72,7 @@ def folder_of(flags):
   return next(flag for flag in flags() if "OUTPUT_DIR" in flag).split("'")[1]
 
 
+@pytest.mark.slow
 def test_every_cell_has_its_figure(compared, flags):
   with open(os.path.join(folder_of(flags), tables.RECORDS)) as file:
     content = json.load(file)
@@ -94,6 +95,7 @@ def test_every_cell_has_its_figure(compared, flags):
   assert open(picture, "rb").read(8) == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
 def test_a_cells_figure_is_that_of_eval(
     compared, flags, command, tiny_llama, code_data, tmp_path):
   cell = os.path.join(
@@ -118,6 +120,7 @@ def test_a_cells_figure_is_that_of_eval(
   assert record["value"] == np.mean(record["values"])
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(compared, flags, command):
   """A cell whose figure is gone is made again of what it has trained."""
   cell = os.path.join(

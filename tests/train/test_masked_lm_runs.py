@@ -91,10 +91,11 @@ def train(gin, roberta, files, model_dir, *more, steps=100):
 
 
 @pytest.mark.parametrize("method", [
-    [], ["prompts/lora"],
-    ["prompts/lopa", "encoders/encoder", "--gin.LOPA_RANK=2",
-     "--gin.FREEZE_ENCODER=False"],
-    ["prompts/idpg", "encoders/encoder"]])
+    [], *(pytest.param(flags, marks=pytest.mark.slow) for flags in (
+        ["prompts/lora"],
+        ["prompts/lopa", "encoders/encoder", "--gin.LOPA_RANK=2",
+         "--gin.FREEZE_ENCODER=False"],
+        ["prompts/idpg", "encoders/encoder"]))])
 def test_training_learns_the_rule(
     clean_gin, roberta, files, tmp_path, method):
   """The RoBERTa is also the encoder: trained by LOPA, frozen by IDPG."""
