@@ -243,6 +243,28 @@ def test_lopas_runs_on_tables(configure, tmp_path, name):
   assert examples[0]["inputs"] == "a<|endoftext|>"
 
 
+@pytest.mark.parametrize("name,batch,length,rate,total", [
+    ("prefix_e2e", 10, 5, 8e-5, 10), ("prefix_webnlg", 5, 5, 5e-5, 20),
+    ("prefix_dart", 5, 10, 5e-5, 40)])
+def test_prefix_tunings_runs_on_tables(
+    configure, tmp_path, name, batch, length, rate, total):
+  """prefix_training: table 5 of the paper; 17 examples, 5 or 10 epochs."""
+  (tmp_path / "train_formatted.jsonl").write_text(
+      '{"context": "a", "completion": "b"}\n' * 17)
+  gin = configure(
+      "models/gpt2_medium", "prompts/prefix", f"runs/{name}",
+      MODEL_DIR="run", INITIAL_CHECKPOINT_PATH="base",
+      NLG_FOLDER=str(tmp_path))
+  for macro, value in (("BATCH_SIZE", batch), ("PREFIX_LENGTH", length),
+                       ("LEARNING_RATE", rate), ("RANDOM_SEED", 101)):
+    assert gin.query_parameter(f"%{macro}") == value
+  with gin.unlock_config(), gin.config_scope("whole"):
+    assert gin.get_configurable(epochs.steps)() == total
+  task, examples = read_task(gin, "train")
+  assert task.name == name.replace("prefix", "nlg")
+  assert examples[0]["inputs"] == " a <|endoftext|>"
+
+
 @pytest.mark.parametrize("name,macro,expected", [
     ("nlg_e2e", "e2e_metrics",
      ["bleu_mteval13a", "cider", "meteor", "nist", "rouge_l"]),

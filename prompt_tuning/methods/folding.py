@@ -11,9 +11,10 @@ from flax import traverse_util
 import flax.linen as nn
 
 from prompt_tuning import methods
-from prompt_tuning.methods import p_tuning, prefix
+from prompt_tuning.methods import p_tuning, prefix, projected
 
-_ENCODERS = (p_tuning.MlpPrompt, p_tuning.LstmPrompt)
+_ENCODERS = (
+    p_tuning.MlpPrompt, p_tuning.LstmPrompt, projected.ProjectedPrompt)
 
 
 def fold(module: nn.Module, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,8 +25,9 @@ def fold(module: nn.Module, params: Mapping[str, Any]) -> dict[str, Any]:
     params: its parameters, or the trained ones among them.
 
   Returns:
-    The tree with `…/prompt/prompt/prompt` and `decoder/prefix/prefix` in the
-    place of what made them. Other parameters, and plain prompts, are as given.
+    The tree with `…/prompt/prompt/prompt`, `decoder/prefix/prefix` and the
+    other prefixes in the place of what made them. Other parameters, and plain
+    prompts, are as given.
   """
   flat = traverse_util.flatten_dict(dict(params), sep="/")
   is_t5 = hasattr(module, "decoder_prefix_factory")
@@ -35,13 +37,38 @@ def fold(module: nn.Module, params: Mapping[str, Any]) -> dict[str, Any]:
     flat = _replaced(
         flat, prompts, "prompt",
         lambda own: methods.folded(encoder, own, module.config.embed_dim))
-  projection = _made(getattr(
-      module, "decoder_prefix_factory" if is_t5 else "prefix_factory", None))
-  if isinstance(projection, prefix.ProjectedPrefix):
+  for path, made, layers in prefixes(module):
     flat = _replaced(
-        flat, "decoder/prefix", "prefix",
-        lambda own: prefix.fold(projection, own, module.config))
+        flat, path, "prefix",
+        lambda own, made=made, layers=layers: prefix.fold(
+            made, own, module.config, layers))
   return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def prefixes(module: nn.Module) -> list[tuple[str, nn.Module, int]]:
+  """A model's prefixes.
+
+  Args:
+    module: see `fold`.
+
+  Returns:
+    Of each: the path of its parameters, its module, and how many layers get
+    keys and values of it.
+  """
+  config = module.config
+  if hasattr(module, "decoder_prefix_factory"):
+    doors = (
+        ("encoder/prefix", "encoder_prefix_factory",
+         config.num_encoder_layers),
+        ("decoder/prefix", "decoder_prefix_factory",
+         config.num_decoder_layers),
+        ("decoder/cross_prefix", "cross_prefix_factory",
+         config.num_decoder_layers))
+  else:
+    doors = (("decoder/prefix", "prefix_factory", config.num_layers),)
+  return [
+      (path, made, layers) for path, name, layers in doors
+      if (made := _made(getattr(module, name, None))) is not None]
 
 
 def _made(factory, attribute: str | None = None):

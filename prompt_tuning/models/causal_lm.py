@@ -447,6 +447,15 @@ class CausalLM(nn.Module):
     """
     return self._shared(tokens, self.token_embedder(tokens))
 
+  def keys_and_values(self, tokens: Array) -> Any:
+    """Each layer's own of a text [B, T] without prompt or prefix.
+
+    Returns:
+      Keys and values [L, B, K, T, D], or a list of each layer's.
+    """
+    x = self._normed(self.token_embedder(tokens))
+    return self.decoder(x, None, None)[1]
+
   def _shared(self, tokens: Array, embedded: Array):
     if self.prefix_factory is not None:
       return self.decoder.prefix(self.config)

@@ -91,6 +91,7 @@ def attend_to_memory(
     value_kernel: Array,
     bias: Array | None,
     dropout: Callable[[Array], Array] | None = None,
+    prefix: tuple[Array, Array] | None = None,
 ) -> Array:
   """`attend` without ever making keys and values of the memory.
 
@@ -105,6 +106,7 @@ def attend_to_memory(
     value_kernel: [H, N * D].
     bias: see `attend`.
     dropout: see `attend`.
+    prefix: keys and values [1, N, P, D] in front of the memory's.
 
   Returns:
     [B, N, T, D].
@@ -112,11 +114,23 @@ def attend_to_memory(
   heads, width = query.shape[1], query.shape[3]
   key_kernel, value_kernel = (
       k.reshape(-1, heads, width) for k in (key_kernel, value_kernel))
-  query = products.einsum("bntd,hnd->bnth", query, key_kernel)
-  scores = products.einsum("bnth,bsh->bnts", query, memory, jnp.float32)
-  weights = _weights(scores, bias, query.dtype, dropout)
-  mixed = products.einsum("bnts,bsh->bnth", weights, memory)
-  return products.einsum("bnth,hnd->bntd", mixed, value_kernel)
+  through = products.einsum("bntd,hnd->bnth", query, key_kernel)
+  scores = products.einsum("bnth,bsh->bnts", through, memory, jnp.float32)
+  if bias is not None:
+    scores = scores + bias
+  before = 0
+  if prefix is not None:
+    keys, values = (part[0].astype(query.dtype) for part in prefix)
+    before = keys.shape[1]
+    scores = jnp.concatenate([products.einsum(
+        "bntd,npd->bntp", query, keys, jnp.float32), scores], axis=-1)
+  weights = _weights(scores, None, query.dtype, dropout)
+  mixed = products.einsum("bnts,bsh->bnth", weights[..., before:], memory)
+  out = products.einsum("bnth,hnd->bntd", mixed, value_kernel)
+  if prefix is None:
+    return out
+  return out + products.einsum(
+      "bntp,npd->bntd", weights[..., :before], values)
 
 
 class Dense(nn.Module):
@@ -411,12 +425,12 @@ class Attention(nn.Module):
     if enable_dropout and self.dropout_rate:
       drop = functools.partial(
           dropout, rate=self.dropout_rate, enable=enable_dropout)
-    plain = (x is not memory and not shared and prefix is None
-             and not self.use_bias)
+    plain = (x is not memory and not shared and not self.use_bias
+             and (prefix is None or prefix[0].shape[0] == 1))
     if plain and few_queries(query.shape[2], memory.shape[1], self.head_dim):
       out = attend_to_memory(
           query, memory, key_projection.kernel(memory.shape[-1]),
-          value_projection.kernel(memory.shape[-1]), bias, drop)
+          value_projection.kernel(memory.shape[-1]), bias, drop, prefix)
     else:
       key = self._split(key_projection(memory))
       value = self._split(value_projection(memory))

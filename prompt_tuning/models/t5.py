@@ -92,14 +92,21 @@ class EncoderLayer(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Array, own: None, bias: Array, enable_dropout: bool = False):
+      self,
+      x: Array,
+      prefix: tuple[Array, Array] | None,
+      bias: Array,
+      prefix_bias: Array | None,
+      enable_dropout: bool = False,
+  ):
     if self.prompt_factory is not None:
       x = self.prompt(None, x).astype(x.dtype)
     drop = functools.partial(
         layers.dropout, rate=self.config.dropout_rate, enable=enable_dropout)
     h = _norm(self.config, "pre_attention_layer_norm")(x)
     x = x + drop(_attention(self.config, "attention")(
-        h, h, bias, enable_dropout=enable_dropout))
+        h, h, bias, enable_dropout=enable_dropout, prefix=prefix,
+        prefix_bias=prefix_bias))
     h = _norm(self.config, "pre_mlp_layer_norm")(x)
     return x + drop(_mlp(self.config)(h, enable_dropout)), None
 
@@ -113,7 +120,7 @@ class DecoderLayer(nn.Module):
   def __call__(
       self,
       x: Array,
-      prefix: tuple[Array, Array] | None,
+      prefixes: tuple[tuple[Array, Array] | None, ...],
       encoded: Array,
       self_bias: Array,
       prefix_bias: Array | None,
@@ -121,6 +128,7 @@ class DecoderLayer(nn.Module):
       decode: bool = False,
       enable_dropout: bool = False,
   ):
+    prefix, cross_prefix = prefixes
     drop = functools.partial(
         layers.dropout, rate=self.config.dropout_rate, enable=enable_dropout)
     h = _norm(self.config, "pre_self_attention_layer_norm")(x)
@@ -129,7 +137,8 @@ class DecoderLayer(nn.Module):
         prefix=prefix, prefix_bias=prefix_bias))
     h = _norm(self.config, "pre_cross_attention_layer_norm")(x)
     x = x + drop(_attention(self.config, "encoder_decoder_attention")(
-        h, encoded, cross_bias, enable_dropout=enable_dropout))
+        h, encoded, cross_bias, enable_dropout=enable_dropout,
+        prefix=cross_prefix))
     h = _norm(self.config, "pre_mlp_layer_norm")(x)
     return x + drop(_mlp(self.config)(h, enable_dropout)), None
 
@@ -143,6 +152,7 @@ class Encoder(nn.Module):
     prompt_factory: makes the module that puts the prompt into the embedded
       input; called with (tokens [B, T], embedded [B, T, H]), gives
       [B, P + T, H].
+    prefix_factory: see `EncoderDecoder`.
     layer_prompt_factory: see `EncoderDecoder`.
     mask_factory: see `EncoderDecoder`.
   """
@@ -150,12 +160,15 @@ class Encoder(nn.Module):
   config: Config
   token_embedder: layers.Embed
   prompt_factory: Callable[[], nn.Module] | None = None
+  prefix_factory: Callable[[], nn.Module] | None = None
   layer_prompt_factory: Callable[[], nn.Module] | None = None
   mask_factory: Callable[[], Callable[[Array], Array]] | None = None
 
   def setup(self):
     if self.prompt_factory is not None:
       self.prompt = self.prompt_factory()
+    if self.prefix_factory is not None:
+      self.prefix = self.prefix_factory()
 
   @nn.compact
   def __call__(
@@ -170,13 +183,18 @@ class Encoder(nn.Module):
     # The original's order: dropout comes after the prompt, so it hits it too.
     x = layers.dropout(x, config.dropout_rate, enable_dropout)
     positions = jnp.arange(x.shape[1])
-    bias = layers.RelativePositionBias(
+    relpos = layers.RelativePositionBias(
         config.num_heads, True, config.relpos_num_buckets,
-        config.relpos_max_distance, name="relpos_bias")(positions, positions)
-    bias = bias + self._mask(tokens, x.shape[1])
+        config.relpos_max_distance, name="relpos_bias")
+    bias = relpos(positions, positions) + self._mask(tokens, x.shape[1])
+    prefix = prefix_bias = None
+    if self.prefix_factory is not None:
+      prefix = self.prefix(config, config.num_encoder_layers)
+      prefix_bias = relpos(positions, _before(prefix))
     x, _ = stack.run(
-        EncoderLayer, config, config.num_encoder_layers, x, None, (bias,),
-        (enable_dropout,), prompt_factory=self.layer_prompt_factory)
+        EncoderLayer, config, config.num_encoder_layers, x, prefix,
+        (bias, prefix_bias), (enable_dropout,),
+        prompt_factory=self.layer_prompt_factory)
     x = _norm(config, "encoder_norm")(x)
     return layers.dropout(x, config.dropout_rate, enable_dropout)
 
@@ -204,6 +222,11 @@ def visible(tokens: Array, length: int) -> Array:
   return jnp.concatenate([prompt, tokens > 0], axis=1)
 
 
+def _before(prefix: tuple[Array, Array]) -> Array:
+  """Positions -P to -1 of keys and values [L, 1, N, P, D]."""
+  return jnp.arange(-prefix[0].shape[3], 0)
+
+
 class Decoder(nn.Module):
   """Target tokens and encodings -> hidden states [B, T, H], and logits.
 
@@ -211,15 +234,19 @@ class Decoder(nn.Module):
     config: sizes and options.
     token_embedder: shared with the encoder.
     prefix_factory: see `EncoderDecoder`.
+    cross_prefix_factory: see `EncoderDecoder`.
   """
 
   config: Config
   token_embedder: layers.Embed
   prefix_factory: Callable[[], nn.Module] | None = None
+  cross_prefix_factory: Callable[[], nn.Module] | None = None
 
   def setup(self):
     if self.prefix_factory is not None:
       self.prefix = self.prefix_factory()
+    if self.cross_prefix_factory is not None:
+      self.cross_prefix = self.cross_prefix_factory()
     if not self.config.tie_logits:
       self.logits_dense = layers.Dense(
           self.config.vocab_size, ("embed", "vocab"), jnp.float32)
@@ -254,12 +281,15 @@ class Decoder(nn.Module):
     else:
       positions = jnp.arange(length)
       self_bias = relpos(positions, positions) + layers.causal_mask(length)
-    prefix = prefix_bias = None
+    prefix = prefix_bias = cross_prefix = None
     if self.prefix_factory is not None:
-      prefix = self.prefix(config)
-      prefix_bias = relpos(positions, jnp.arange(-prefix[0].shape[3], 0))
+      prefix = self.prefix(config, config.num_decoder_layers)
+      prefix_bias = relpos(positions, _before(prefix))
+    if self.cross_prefix_factory is not None:
+      cross_prefix = self.cross_prefix(config, config.num_decoder_layers)
     x, _ = stack.run(
-        DecoderLayer, config, config.num_decoder_layers, x, prefix,
+        DecoderLayer, config, config.num_decoder_layers, x,
+        (prefix, cross_prefix),
         (encoded, self_bias, prefix_bias, layers.key_mask(encoder_is_token)),
         (decode, enable_dropout))
     x = _norm(config, "decoder_norm")(x)
@@ -280,9 +310,12 @@ class EncoderDecoder(nn.Module):
   Attributes:
     config: sizes and options.
     prompt_factory: see `Encoder`; None is the plain model.
-    decoder_prefix_factory: makes the module that gives keys and values
-      [L, 1, N, P, D] for the decoder's self-attention, called with the config;
-      they stand P to 1 positions before the first target.
+    encoder_prefix_factory: makes the module that gives keys and values
+      [L, 1, N, P, D] for the encoder's self-attention, called with the config
+      and L; they stand P to 1 positions before the first input.
+    decoder_prefix_factory: likewise for the decoder's self-attention.
+    cross_prefix_factory: likewise for its cross-attention, which has no
+      positions.
     layer_prompt_factory: makes the module that changes what goes into a layer
       of the encoder, one for each: (None, x [B, P + T, H]) -> the same shape.
     encoder_mask_factory: makes a function tokens [B, T] -> [B, 1, P + T,
@@ -292,7 +325,9 @@ class EncoderDecoder(nn.Module):
 
   config: Config
   prompt_factory: Callable[[], nn.Module] | None = None
+  encoder_prefix_factory: Callable[[], nn.Module] | None = None
   decoder_prefix_factory: Callable[[], nn.Module] | None = None
+  cross_prefix_factory: Callable[[], nn.Module] | None = None
   layer_prompt_factory: Callable[[], nn.Module] | None = None
   encoder_mask_factory: Callable[[], Callable[[Array], Array]] | None = None
 
@@ -310,9 +345,11 @@ class EncoderDecoder(nn.Module):
         self.config.vocab_size, self.config.embed_dim, self.config.dtype)
     self.encoder = Encoder(
         self.config, self.token_embedder, self.prompt_factory,
-        self.layer_prompt_factory, self.encoder_mask_factory)
+        self.encoder_prefix_factory, self.layer_prompt_factory,
+        self.encoder_mask_factory)
     self.decoder = Decoder(
-        self.config, self.token_embedder, self.decoder_prefix_factory)
+        self.config, self.token_embedder, self.decoder_prefix_factory,
+        self.cross_prefix_factory)
 
   def encode(
       self,

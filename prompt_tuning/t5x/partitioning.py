@@ -4,7 +4,7 @@ They are small, and any one host can write them to a file.
 """
 
 AXES = ("prompt", "prompt_embed", "prompt_rank", "tasks", "prefix",
-        "lora_rank")
+        "lora_rank", "adapter")
 
 
 def standard_logical_axis_rules() -> tuple[tuple[str, None], ...]:

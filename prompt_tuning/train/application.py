@@ -185,7 +185,8 @@ def adapted(
         f"{adapter} was trained on.")
   factories = [
       name for name in ("prompt_factory", "prefix_factory",
-                        "decoder_prefix_factory")
+                        "encoder_prefix_factory", "decoder_prefix_factory",
+                        "cross_prefix_factory")
       if getattr(model.module, name, None) is not None]
   if factories or model.delta is not None or prompt_file:
     raise errors.UserError(

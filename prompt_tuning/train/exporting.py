@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import types
 from typing import Any
 
@@ -240,7 +241,7 @@ def write_model(
 def _prompts_in(params) -> dict[str, Any]:
   """The prompts among some parameters, by path."""
   return {path: value for path, value in state_lib.flatten(params).items()
-          if "prompt" in path or "/prefix/" in path}
+          if "prompt" in path or re.search("/(cross_)?prefix/", path)}
 
 
 def _on_host(tree):

@@ -13,7 +13,7 @@ import optax
 from prompt_tuning import checkpoints, errors, formats
 from prompt_tuning.checkpoints import base, base_config
 from prompt_tuning.formats import card
-from prompt_tuning.methods import heads
+from prompt_tuning.methods import adapter, heads, prefix_start
 from prompt_tuning.models import quantized
 from prompt_tuning.train import adafactor, settings, sharding
 from prompt_tuning.train import state as state_lib
@@ -103,6 +103,7 @@ def prepare(
       path for path in flat if source and (
           path in source.arrays
           or path.replace("/layers/", "/layers_0/") in source.arrays)}
+  adapter.check_frozen(model.delta, known)
   given = _encoder_weights(model) | state_lib.flatten(given or {})
   for path in given:
     if path not in flat:
@@ -126,6 +127,12 @@ def prepare(
   if wanted:
     values |= state_lib.flatten(
         base.load_base(restore.path, state_lib.unflatten(wanted)))
+  if prompt_file is None:
+    values |= {
+        path: jax.device_put(array, flat[path].sharding)
+        for path, array in prefix_start.values(
+            model.module, state_lib.unflatten(values),
+            frozenset(values) - set(flat) | set(given) | known).items()}
   return Weights(
       trainable=state_lib.unflatten({k: values[k] for k in flat}),
       frozen=state_lib.unflatten(

@@ -49,6 +49,7 @@ LOGICAL_AXIS_RULES: Rules = (
     ("prefix", None),
     ("tasks", None),
     ("lora_rank", None),
+    ("adapter", None),
     ("vocab", "fsdp"),
     ("mlp", "fsdp"),
     ("heads", "fsdp"),

@@ -75,6 +75,15 @@ def test_a_prefix_of_t5_is_what_pefts_layers_read(base_of):
         "PREFIX_TUNING")
 
 
+def test_the_papers_other_sets_are_refused(base_of):
+  """PEFT has no prefix of the encoder, and none of cross-attention."""
+  table = np.zeros((3, 2 * 2 * 2 * 2))
+  for path in ("encoder/prefix/prefix", "decoder/cross_prefix/prefix"):
+    params = nested({"decoder/prefix/prefix": table, path: table})
+    with pytest.raises(UserError, match=path):
+      peft.from_params(params, base_of("t5"), "PREFIX_TUNING")
+
+
 @pytest.mark.parametrize("family", ["gpt2", "t5"])
 def test_multitask_prompts_come_back(family, base_of):
   base = base_of(family)

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from prompt_tuning import prompts
-from prompt_tuning.methods import folding, multitask, p_tuning, prefix
+from prompt_tuning.methods import (
+  folding,
+  multitask,
+  p_tuning,
+  prefix,
+  projected,
+)
 from prompt_tuning.models import causal_lm, t5
 from prompt_tuning.train import prompts as train_prompts
 
@@ -25,6 +31,8 @@ CASES = {
             {"prompt_factory": prompt(prompts.Prompt(3))}),
     "lstm": ({"prompt_factory": prompt(p_tuning.LstmPrompt(3, 5))},
              {"prompt_factory": prompt(prompts.Prompt(3))}),
+    "projected": ({"prompt_factory": prompt(projected.ProjectedPrompt(3, 5))},
+                  {"prompt_factory": prompt(prompts.Prompt(3))}),
     "prefix": ("prefix", lambda: prefix.ProjectedPrefix(3, 5),
                lambda: prefix.Prefix(3)),
 }
@@ -57,6 +65,25 @@ def test_the_folded_model_is_the_same_function(case, is_t5):
   folded = folding.fold(trained, params)
   wanted = plain.init(jax.random.PRNGKey(0), *inputs, **options)["params"]
   assert jax.tree.map(jnp.shape, folded) == jax.tree.map(jnp.shape, wanted)
+  np.testing.assert_allclose(
+      plain.apply({"params": folded}, *inputs, **options),
+      trained.apply({"params": params}, *inputs, **options), atol=1e-6)
+
+
+@pytest.mark.parametrize("peft_layers", [False, True])
+def test_all_three_prefixes_of_t5_are_folded(peft_layers):
+  doors = ("encoder_prefix_factory", "decoder_prefix_factory",
+           "cross_prefix_factory")
+  config = t5.Config(32, 8, 2, 4, 16, 3, 3)
+  trained, plain = (
+      t5.EncoderDecoder(config, **dict.fromkeys(doors, make)) for make in (
+          lambda: prefix.ProjectedPrefix(3, 5, peft_layers=peft_layers),
+          lambda: prefix.Prefix(3)))
+  inputs, options = arguments(True)
+  params = jax.jit(lambda: trained.init(
+      jax.random.PRNGKey(0), *inputs, **options))()["params"]
+  folded = folding.fold(trained, params)
+  assert set(folded["decoder"]["cross_prefix"]) == {"prefix"}
   np.testing.assert_allclose(
       plain.apply({"params": folded}, *inputs, **options),
       trained.apply({"params": params}, *inputs, **options), atol=1e-6)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning import prompts
+from prompt_tuning.errors import UserError
 from prompt_tuning.methods import prefix
 from prompt_tuning.models import causal_lm, t5
 from prompt_tuning.train import sharding
@@ -81,33 +82,139 @@ def test_a_model_trains_it_and_every_axis_has_a_rule(kind):
   assert all(np.any(g) for g in jax.tree.leaves(gradients))
 
 
-def test_decoder_of_t5():
-  """With and without a cache, against the plain model and keys by hand."""
-  config = t5.Config(32, 8, 2, 4, 16, 1, 2)
-  module = t5.EncoderDecoder(
-      config, decoder_prefix_factory=lambda: prefix.Prefix(LENGTH))
-  inputs, targets = jnp.asarray([[4, 5, 6]]), jnp.asarray([[0, 7, 8, 9]])
-  variables = module.init(
-      jax.random.PRNGKey(0), inputs, targets, targets, enable_dropout=False)
-  params = variables["params"]
-  assert params["decoder"]["prefix"]["prefix"].shape == (LENGTH, 2 * 2 * 8)
-  whole = module.apply(
-      {"params": params}, inputs, targets, enable_dropout=False)
-  plain = t5.EncoderDecoder(config).apply(
-      {"params": params}, inputs, targets, enable_dropout=False)
-  assert np.abs(whole - plain).max() > 1e-3
-  encoded = module.apply(
-      {"params": params}, inputs, enable_dropout=False, method=module.encode)
-  _, cache = module.apply(
-      {"params": params}, encoded, inputs, targets, enable_dropout=False,
-      decode=True, max_decode_length=4, mutable=["cache"],
-      method=module.decode)
-  for i in range(4):
-    logits, cache = module.apply(
-        {"params": params, **cache}, encoded, inputs, targets[:, i:i + 1],
+SETS = ("encoder_prefix_factory", "decoder_prefix_factory",
+        "cross_prefix_factory")
+T5 = t5.Config(32, 8, 2, 4, 16, 1, 2)
+INPUTS = jnp.asarray([[4, 5, 6]])
+TARGETS = jnp.asarray([[0, 7, 8, 9]])
+
+
+def t5_with(*sets, config=T5, **options):
+  """A T5 with some of the three sets, and its parameters."""
+  module = t5.EncoderDecoder(config, **{
+      name: lambda: prefix.Prefix(LENGTH, **options) for name in sets})
+  init = jax.jit(lambda: module.init(
+      jax.random.PRNGKey(0), INPUTS, TARGETS, TARGETS, enable_dropout=False))
+  return module, init()["params"]
+
+
+def t5_logits(module, params):
+  return jax.jit(lambda params: module.apply(
+      {"params": params}, INPUTS, TARGETS, enable_dropout=False))(params)
+
+
+def test_each_set_of_t5_changes_the_logits_and_is_trained():
+  module, params = t5_with(*SETS)
+  paths = {
+      "encoder": ("encoder", "prefix"), "decoder": ("decoder", "prefix"),
+      "cross": ("decoder", "cross_prefix")}
+  sizes = {name: params[side][own]["prefix"].shape
+           for name, (side, own) in paths.items()}
+  assert sizes == {"encoder": (LENGTH, 16), "decoder": (LENGTH, 32),
+                   "cross": (LENGTH, 32)}
+  gradients = jax.jit(jax.grad(lambda params: jnp.sum(jnp.square(
+      t5_logits(module, params)))))(params)
+  for side, own in paths.values():
+    layers = np.asarray(gradients[side][own]["prefix"]).reshape(
+        LENGTH, -1, 2, 8)
+    assert np.all(np.abs(layers).max(axis=(0, 3)) > 1e-6)
+
+
+def test_t5_decodes_with_all_sets_as_without_a_cache():
+  module, params = t5_with(*SETS)
+  whole = t5_logits(module, params)
+
+  @jax.jit
+  def start(params):
+    encoded = module.apply(
+        {"params": params}, INPUTS, enable_dropout=False,
+        method=module.encode)
+    _, cache = module.apply(
+        {"params": params}, encoded, INPUTS, TARGETS, enable_dropout=False,
+        decode=True, max_decode_length=4, mutable=["cache"],
+        method=module.decode)
+    return encoded, cache
+
+  @jax.jit
+  def step(params, encoded, cache, tokens):
+    return module.apply(
+        {"params": params, **cache}, encoded, INPUTS, tokens,
         enable_dropout=False, decode=True, max_decode_length=4,
         mutable=["cache"], method=module.decode)
+
+  encoded, cache = start(params)
+  for i in range(4):
+    logits, cache = step(params, encoded, cache, TARGETS[:, i:i + 1])
     np.testing.assert_allclose(logits[:, 0], whole[:, i], atol=1e-5)
+
+
+def test_layers_as_peft_has_them():
+  """Layer i reads layer 2 i mod L; with L = 4 the odd ones get no gradient."""
+  config = t5.Config(32, 8, 2, 4, 16, 4, 4)
+  module = prefix.Prefix(LENGTH, peft_layers=True)
+  params = module.init(jax.random.PRNGKey(0), config, 4)["params"]
+  table = np.asarray(params["prefix"]).reshape(LENGTH, 4, 16)
+  folded = prefix.fold(module, params, config, 4).reshape(LENGTH, 4, 16)
+  np.testing.assert_array_equal(folded, table[:, [0, 2, 0, 2]])
+  plain = prefix.Prefix(LENGTH, peft_layers=True)
+  np.testing.assert_array_equal(  # decoder-only: no difference
+      prefix.fold(plain, {"prefix": jnp.arange(48.).reshape(3, 16)}, CONFIG),
+      np.arange(48.).reshape(3, 16))
+
+
+def test_three_dense_layers_by_hand():
+  module = prefix.ProjectedPrefix(LENGTH, 5, 3)
+  params = jax.tree.map(np.asarray, init(module)["params"])
+  h = params["embedding"].astype(np.float64)
+  for i in range(3):
+    h = h @ params[f"mlp_{i}"]["kernel"] + params[f"mlp_{i}"]["bias"]
+    h = np.tanh(h) if i < 2 else h
+  np.testing.assert_allclose(
+      prefix.fold(module, params, CONFIG), h, atol=1e-6)
+  with pytest.raises(UserError, match="2 or 3"):
+    init(prefix.ProjectedPrefix(LENGTH, 5, 4))
+
+
+def test_dropout_is_for_training_steps():
+  """Half of the numbers are 0, the others doubled; none without the rng."""
+  module = prefix.Prefix(LENGTH, flax.linen.initializers.ones, dropout=0.5)
+  variables = init(module)
+  plain = prefix.join(*module.apply(variables, CONFIG))
+  np.testing.assert_array_equal(plain, 1)
+  dropped = prefix.join(*module.apply(
+      variables, CONFIG, rngs={"dropout": jax.random.PRNGKey(1)}))
+  assert set(np.unique(dropped)) == {0.0, 2.0}
+
+
+# Numbers that are trained: Li & Liang's code and PEFT's, by their arithmetic.
+PUBLISHED = {
+    "gpt2_medium": (24, 16, 64, 5, 512, 25_744_896),
+    "gpt2_large": (36, 20, 64, 5, 512, 47_940_352),
+    "distilgpt2, PEFT": (6, 12, 64, 5, 768, 7_681_536)}
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_sizes_are_the_published_ones(case):
+  layers, heads, width, length, hidden, trained = PUBLISHED[case]
+  config = causal_lm.Config(8, heads * width, layers, heads, width, 8)
+  assert count(prefix.ProjectedPrefix(length, hidden), config) == trained
+  stored = {"gpt2_medium": 245_760, "distilgpt2, PEFT": 46_080}
+  if case in stored:
+    assert count(prefix.Prefix(length), config) == stored[case]
+
+
+def test_sizes_of_bart_large_are_the_published_ones():
+  """Three sets of 12 layers, 200 positions, 800 wide."""
+  config = t5.Config(8, 1024, 16, 64, 8, 12, 12)
+  assert 3 * count(
+      prefix.ProjectedPrefix(200, 800), config) == 62_130_528
+  assert 3 * count(prefix.Prefix(200), config) == 14_745_600
+
+
+def count(module, config):
+  shapes = jax.eval_shape(
+      lambda: module.init(jax.random.PRNGKey(0), config)["params"])
+  return sum(x.size for x in jax.tree.leaves(shapes))
 
 
 @pytest.mark.parity

@@ -3,6 +3,7 @@
 import math
 import re
 
+import numpy as np
 import pytest
 
 from prompt_tuning import command_line
@@ -76,11 +77,66 @@ def test_prefix(build):
       5 * 768 + 769 * 512 + 513 * 2 * 12 * 768)
 
 
-def test_prefix_without_a_projection(build):
+@pytest.mark.parametrize("method", ["p_tuning_v2", "prefix_peft"])
+def test_prefix_without_a_projection(build, method):
   """5 x 12 x 2 x 768 numbers."""
   _, sizes = build(
-      "models/gpt2_prompt", "prefix", "--gin.PREFIX=@prefix.Prefix")
+      "models/gpt2_prompt", method, "--gin.PREFIX_LENGTH=5")
   assert sizes == {"decoder/prefix/prefix": 92_160}
+
+
+def test_prefixes_of_t5(build, clean_gin):
+  """Three sets as in the paper, or the decoder's alone as in PEFT."""
+  model, sizes = build(
+      "models/t5_1_1_default_prompt", "prefix", "--gin.PREFIX_HIDDEN_DIM=16")
+  config = model.module.config
+  width = config.num_heads * config.head_dim
+  assert model.module.prompt_factory is None
+  assert sum(sizes.values()) == sum(
+      5 * width + (width + 1) * 16 + 17 * 2 * layers * width for layers in (
+          config.num_encoder_layers, config.num_decoder_layers,
+          config.num_decoder_layers))
+  clean_gin.clear_config()
+  model, sizes = build("models/t5_1_1_default_prompt", "prefix_peft")
+  assert sizes == {
+      "decoder/prefix/prefix": 5 * 2 * config.num_encoder_layers * width}
+
+
+def test_starts_of_a_prefix(build, clean_gin, tmp_path):
+  """Words and a file, in gin; what they do is test_prefix_start's."""
+  build("models/gpt2_prompt", "prefix_from_words")
+  assert "from_words()" in repr(clean_gin.query_parameter("%PREFIX_START"))
+  clean_gin.clear_config()
+  np.save(tmp_path / "prefix.npy", np.zeros((5, 18432), np.float32))
+  model, _ = build(
+      "models/gpt2_prompt", "prefix",
+      f"--gin_file={CONFIGS}/prompts/prefix_from_file.gin",
+      f"--gin.PREFIX_FILE='{tmp_path / 'prefix.npy'}'")
+  start = model.module.prefix_factory().start
+  assert start(None, None, 5).shape == (5, 18432)
+
+
+@pytest.mark.parametrize("design,total", [
+    ("layer", 12 * (2 * 768 + 769 * 100 + 101 * 768)),
+    ("projections", 12 * 2 * (769 * 100 + 101 * 768))])
+def test_adapter(build, design, total):
+  _, sizes = build(
+      "models/gpt2_prompt", "adapter", f"--gin.ADAPTER_DESIGN='{design}'")
+  assert sum(sizes.values()) == total
+
+
+@pytest.mark.parametrize("method", ["embedding_only", "infix"])
+def test_ablations_of_prefix_tuning(build, method):
+  model, sizes = build("models/gpt2_prompt", method)
+  assert sum(sizes.values()) == 10 * 768 + 769 * 512 + 513 * 768
+  assert model.module.prompt_factory().combine.__name__ == (
+      "infix_prompt" if method == "infix" else "prefix_prompt")
+
+
+def test_a_prefix_and_the_whole_model(build):
+  model, sizes = build("models/gpt2_prompt", "prefix_and_full")
+  shapes, _ = model.abstract()
+  assert len(sizes) == len(state_lib.flatten(shapes))
 
 
 @pytest.mark.parametrize("combine", ["replace_prompt", "add_prompt"])

@@ -164,6 +164,33 @@ def test_cached_decoding_equals_uncached(config, share, scan_layers):
         logits, full[np.arange(B), at], atol=2e-5)
 
 
+def test_an_infix_is_decoded_as_it_is_trained():
+  """It stands before the last input, which is a step of its own."""
+  module = causal_lm.CausalLM(
+      FAMILIES["gpt2"], _prompt(train_prompts.infix_prompt))
+  params, tokens = _params(module), _tokens()
+  last = np.array([3, 1, 2])[:, None]
+  is_input = np.arange(T) <= last
+  full = _run(
+      module, params, tokens, target_positions=last + np.arange(3),
+      instance=prompts.Instance(is_input))
+  _, state = _run(
+      module, params, tokens[:, :4], np.arange(4) < last, T, None,
+      prompts.Instance(is_input[:, :4]), mutable=["cache"],
+      method=module.prefill)
+
+  @jax.jit
+  def step(state, ids):
+    return module.apply(
+        {"params": params, **state}, ids, mutable=["cache"],
+        method=module.decode)
+
+  for i in range(3):
+    ids = np.take_along_axis(tokens, last + i, axis=1)
+    logits, state = step(state, ids)
+    np.testing.assert_allclose(logits, full[:, i], atol=2e-5)
+
+
 def test_a_prompt_of_embedded_tokens_is_that_text(config):
   """The keys and values that a prompt leaves are those of its tokens."""
   prompted, plain = causal_lm.CausalLM(config, _prompt()), causal_lm.CausalLM(

@@ -244,7 +244,8 @@ def test_few_queries_go_through_the_kernels(queries, keys, expected):
     assert (through_kernels < making_keys) is expected
 
 
-def test_attending_through_the_kernels_is_attending():
+@pytest.mark.parametrize("length", [0, 5])
+def test_attending_through_the_kernels_is_attending(length):
   # Oracle: `attend` with the keys and values made, values and gradients.
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(  # noqa: E731
@@ -252,14 +253,20 @@ def test_attending_through_the_kernels_is_attending():
   query, memory = draw(3, 2, 4, 8), draw(3, 40, 12)
   kernels = draw(12, 16) / 4, draw(12, 16) / 4
   mask = layers.key_mask(jnp.arange(40)[None] < jnp.array([[40], [25], [7]]))
+  prefix = draw(1, 2, length, 8), draw(1, 2, length, 8)
 
   def through(query, memory):
-    return layers.attend_to_memory(query, memory, *kernels, mask)
+    return layers.attend_to_memory(
+        query, memory, *kernels, mask, prefix=prefix if length else None)
 
   def making(query, memory):
     key, value = (
-        jnp.swapaxes((memory @ k).reshape(3, 40, 2, 8), 1, 2) for k in kernels)
-    return layers.attend(query, key, value, mask)
+        jnp.concatenate([
+            jnp.broadcast_to(first, (3, *first.shape[1:])),
+            jnp.swapaxes((memory @ k).reshape(3, 40, 2, 8), 1, 2)], axis=2)
+        for first, k in zip(prefix, kernels))
+    return layers.attend(
+        query, key, value, jnp.pad(mask, ((0, 0),) * 3 + ((length, 0),)))
 
   with jax.default_matmul_precision("highest"):
     np.testing.assert_allclose(

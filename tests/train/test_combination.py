@@ -115,3 +115,17 @@ def test_gradient_of_a_suffix_goes_to_prompt_and_text_once():
               jnp.zeros((4, 2, 3)), jnp.zeros((4, 4, 3)))
   for gradient in gradients:
     np.testing.assert_array_equal(gradient, 1.0)
+
+
+def test_an_infix_stands_before_the_last_input():
+  x_embed = jnp.arange(8.0).reshape(2, 4, 1)
+  prompt = -jnp.ones((2, 2, 1))
+  is_input = jnp.array([[1, 1, 1, 0], [1, 0, 0, 0]], bool)
+
+  def run(x, **options):
+    return np.asarray(train_prompts.infix_prompt(
+        prompt, x_embed, x, **options))[..., 0].tolist()
+
+  x = jnp.array([[9, 9, 9, 0], [9, 0, 0, 0]])
+  want = [[0, 1, -1, -1, 2, 3], [-1, -1, 4, 5, 6, 7]]
+  assert run(x) == run(jnp.ones((2, 4)), is_input=is_input) == want

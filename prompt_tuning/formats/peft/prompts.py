@@ -65,7 +65,9 @@ def from_params(
       path: np.asarray(value, np.float32)
       for path, value in flax.traverse_util.flatten_dict(
           dict(params), sep="/").items()
-      if path.startswith((base.prompt_path, "decoder/p"))}
+      if path.startswith((
+          base.prompt_path, "decoder/p", "encoder/prefix/",
+          "decoder/cross_prefix/"))}
   sizes = {
       "base_model_name_or_path": base.name, "task_type": base.task,
       "num_layers": base.num_layers, "num_attention_heads": base.num_heads,
@@ -218,6 +220,12 @@ def _from_multitask(flat, base: Base):
 
 def _from_prefix(flat, base: Base):
   table = _needed(flat, "decoder/prefix/prefix")
+  if others := [path for path in flat if not path.startswith(
+      "decoder/prefix/")]:
+    raise errors.UserError(
+        f"PEFT has a prefix of the decoder's self-attention alone, not "
+        f"{others[0]}: use it here, or train one that it can have "
+        "(prompts/prefix_peft.gin).")
   heads, width = base.num_kv_heads, base.head_dim
   if base.is_encoder_decoder:
     table = _as_peft_reads(table, base)
@@ -236,5 +244,6 @@ def _as_peft_reads(table: np.ndarray, base: Base) -> np.ndarray:
   if not np.array_equal(theirs[:, read], ours):
     raise errors.UserError(
         "PEFT gives several layers of an encoder-decoder one prefix, and in "
-        "this one they differ: it can only be used here.")
+        "this one they differ: use it here, or train one that PEFT can have "
+        "(prompts/prefix_peft.gin).")
   return theirs.reshape(len(table), -1)
