@@ -160,8 +160,9 @@ def from_array(prompt: np.ndarray) -> Initializer:
     if prompt.shape != tuple(shape):
       raise errors.UserError(
           f"The prompt to start from has shape {prompt.shape} but the model "
-          f"wants {tuple(shape)}: set PROMPT_LENGTH to the file's length, or "
-          "take a prompt that was trained on a model of this width.")
+          f"wants {tuple(shape)}: set PROMPT_LENGTH (of a "
+          "prefix, PREFIX_LENGTH) to the file's length, or take one that was "
+          "trained on a model of this width.")
     return _float32(prompt)
 
   return initialize

@@ -5,7 +5,8 @@
     [B, P, H] where examples differ. Those of LOPA and IDPG (`low_rank`,
     `instance`) also take `instance`, what is known of each example.
 *   Prefixes (`prefix`) are modules that make keys and values for every layer.
-*   Deltas (`lora`, `ia3`) change what dense layers give.
+*   Deltas (`lora`, `ia3`, `adapter`) change what dense layers, or whole layers
+    of the model, give.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """How a method changes `layers.Dense` without the model knowing of it.
 
-A delta (`lora.Lora`, `ia3.Ia3`) is an object with
+A delta (`lora.Lora`, `ia3.Ia3`, `adapter.Adapter`) is an object with
 
     patterns          of the paths of the Dense modules it changes
     interceptor()     for `flax.linen.intercept_methods`
@@ -27,7 +27,10 @@ Tree = Mapping[str, Any]
 
 
 class Delta(Protocol):
-  """What a model asks of a method that changes its Dense modules."""
+  """What a model asks of a method that changes its modules.
+
+  One that changes whole layers has no patterns.
+  """
 
   patterns: Sequence[str]
 

@@ -123,11 +123,17 @@ def _trained(
   wanted, _ = state_lib.split(model.abstract()[0], patterns)
   wanted = {path: leaf.shape for path, leaf in
             state_lib.flatten(wanted).items()}
+  for path in sorted(found.keys() & wanted.keys()):
+    if found[path].shape != wanted[path]:
+      raise errors.UserError(
+          f"The run in {run_dir} has {path} of shape {found[path].shape}, and "
+          f"the gin files' model has {wanted[path]}: take the files and "
+          "settings of the run (its config.gin has them).")
   if wanted != {path: array.shape for path, array in found.items()}:
     raise errors.UserError(
         f"The run in {run_dir} trained {_listed(found)}, but the gin files' "
-        f"model trains {_listed(wanted)} of other names or shapes: take the "
-        "files and settings of the run (its config.gin has them).")
+        f"model trains {_listed(wanted)}: take the files and settings of the "
+        "run (its config.gin has them).")
   return state_lib.unflatten(found)
 
 
