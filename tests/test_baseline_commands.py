@@ -67,6 +67,10 @@ METHODS = {
     "ia3": ([PLAIN, "ia3"], [PLAIN], {"ADAPTER": "adapter"}),
     "prefix": ([PLAIN, "prefix"], [PLAIN, "prefix"],
                {"PROMPT_FILE": "prompt.npy"}),
+    "prefix_from_words": (
+        [PLAIN, "prefix", "prefix_from_words"], [PLAIN, "prefix"],
+        {"PROMPT_FILE": "prompt.npy"}),
+    "adapter": ([PLAIN, "adapter"], [PLAIN, "adapter"], {"RUN_DIR": "."}),
     "full": ([PLAIN, "full"], [PLAIN],
              {"INITIAL_CHECKPOINT_PATH": "hugging_face"}),
     "top_layers": ([PLAIN, "top_layers"], [PLAIN],
@@ -83,10 +87,11 @@ def test_a_later_run_has_the_loss_of_training(
       [f if f.endswith(".gin") else f"{CONFIGS}/prompts/{f}.gin"
        for f in files] for files in (training, applying))
   run = tmp_path / "run"
-  warmup = {"WARMUP_STEPS": 0} if method == "full" else {}
+  own = {"full": {"WARMUP_STEPS": 0},
+         "prefix_from_words": {"PREFIX_TEXT": "a table"}}.get(method, {})
   outcome = command("train", *flags(
       tiny_flags, tiny_causal, "prompt_finetune", *training,
-      MODEL_DIR=str(run), **STEPS, **warmup))
+      MODEL_DIR=str(run), **STEPS, **own))
   assert outcome.status == 0, outcome.err
   losses = [json.loads(line)["loss"] for line in
             (run / "train.jsonl").read_text().splitlines()]
@@ -97,12 +102,14 @@ def test_a_later_run_has_the_loss_of_training(
   macros |= {name: str(run / file) for name, file in given.items()}
   path = macros.pop("INITIAL_CHECKPOINT_PATH", tiny_causal)
   none = ["--gin.PROMPT_FILE=None"] if macros["PROMPT_FILE"] is None else []
-  if method == "prefix":  # the table that the projection made
+  if method.startswith("prefix"):  # the table that the projection made
     none = ["--gin.PREFIX=@prefix.Prefix",
             "--gin_bindings=prefix.Prefix.prefix_init = "
             "@prompt_init/prompts.from_array()"]
   inferred = command("infer", *flags(
-      tiny_flags, path, "prompt_infer", *applying, **macros), *none)
+      tiny_flags, path,
+      "trained_infer" if "RUN_DIR" in given else "prompt_infer",
+      *applying, **macros), *none)
   assert inferred.status == 0, inferred.err
   scores = [json.loads(line)["score"] for line in
             (tmp_path / "out" / "file-score.jsonl").read_text().splitlines()]

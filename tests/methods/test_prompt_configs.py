@@ -104,7 +104,7 @@ def test_prefixes_of_t5(build, clean_gin):
 
 def test_starts_of_a_prefix(build, clean_gin, tmp_path):
   """Words and a file, in gin; what they do is test_prefix_start's."""
-  build("models/gpt2_prompt", "prefix_from_words")
+  build("models/gpt2_prompt", "prefix_from_words", "--gin.PREFIX_TEXT='x'")
   assert "from_words()" in repr(clean_gin.query_parameter("%PREFIX_START"))
   clean_gin.clear_config()
   np.save(tmp_path / "prefix.npy", np.zeros((5, 18432), np.float32))
