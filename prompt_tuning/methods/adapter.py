@@ -18,14 +18,15 @@ import jax
 
 from prompt_tuning import errors
 from prompt_tuning.methods import interception
-from prompt_tuning.models import causal_lm, layers, t5, text_encoder
+from prompt_tuning.models import bart, causal_lm, layers, t5, text_encoder
 
 Array = jax.Array
 
 SCOPE = "adapter"
 DESIGNS = ("layer", "projections")
 _LAYERS = (
-    causal_lm.Layer, t5.EncoderLayer, t5.DecoderLayer, text_encoder.Layer)
+    causal_lm.Layer, t5.EncoderLayer, t5.DecoderLayer, bart.EncoderLayer,
+    bart.DecoderLayer, text_encoder.Layer)
 
 
 _MERGED = (

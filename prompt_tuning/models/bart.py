@@ -214,7 +214,8 @@ class Encoder(_Side):
       x = x.astype(config.dtype)
     _check_length(config, x.shape[1], "encoder")
     x = self._placed(x, 0, enable_dropout)
-    prefix = self.prefix(config) if self.prefix_factory else None
+    prefix = (self.prefix(config, config.num_encoder_layers)
+              if self.prefix_factory else None)
     mask = layers.key_mask(visible(tokens, x.shape[1], config.pad_id))
     x, _ = stack.run(
         EncoderLayer, config, config.num_encoder_layers, x, prefix, (mask,),
@@ -254,9 +255,11 @@ class Decoder(_Side):
       enable_dropout: bool = False,
   ) -> Array:
     config = self.config
-    prefix = self.prefix(config) if self.prefix_factory else None
+    count = config.num_decoder_layers
+    prefix = self.prefix(config, count) if self.prefix_factory else None
     cross_prefix = (
-        self.cross_prefix(config) if self.cross_prefix_factory else None)
+        self.cross_prefix(config, count) if self.cross_prefix_factory
+        else None)
     start, length = 0, tokens.shape[1]
     if prefix is not None and self.prefix_has_positions:
       start = prefix[0].shape[3]

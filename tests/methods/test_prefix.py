@@ -9,7 +9,7 @@ import pytest
 from prompt_tuning import prompts
 from prompt_tuning.errors import UserError
 from prompt_tuning.methods import prefix
-from prompt_tuning.models import causal_lm, t5
+from prompt_tuning.models import bart, causal_lm, t5
 from prompt_tuning.train import sharding
 
 LENGTH = 3
@@ -205,10 +205,18 @@ def test_sizes_are_the_published_ones(case):
 
 def test_sizes_of_bart_large_are_the_published_ones():
   """Three sets of 12 layers, 200 positions, 800 wide."""
-  config = t5.Config(8, 1024, 16, 64, 8, 12, 12)
-  assert 3 * count(
-      prefix.ProjectedPrefix(200, 800), config) == 62_130_528
-  assert 3 * count(prefix.Prefix(200), config) == 14_745_600
+  config = bart.Config(
+      8, 1024, 16, 64, 8, 12, 12, scan_layers=True)
+  for make, total in (
+      (lambda: prefix.ProjectedPrefix(200, 800), 62_130_528),
+      (lambda: prefix.Prefix(200), 14_745_600)):
+    module = bart.EncoderDecoder(config, **dict.fromkeys(SETS, make))
+    shapes = jax.eval_shape(lambda m=module: m.init(
+        jax.random.PRNGKey(0), INPUTS, TARGETS,
+        enable_dropout=False))["params"]
+    assert total == sum(
+        x.size for path, x in flax.traverse_util.flatten_dict(
+            shapes, sep="/").items() if "prefix/" in path)
 
 
 def count(module, config):

@@ -371,7 +371,8 @@ def test_each_example_may_have_a_prefix_of_its_own():
 
   def run(rows):
     def factory(i):
-      return lambda: lambda config: (parts[i][:, rows], parts[i + 1][:, rows])
+      return lambda: lambda config, layers: (
+          parts[i][:, rows], parts[i + 1][:, rows])
 
     doors = {door: factory(2 * i) for i, door in enumerate(DOORS)}
     plain, params = make(doors=())
