@@ -87,6 +87,33 @@ def whole_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
       os.unlink(temporary)
 
 
+def link_whole(source: str | os.PathLike, path: str | os.PathLike) -> None:
+  """Gives a file a second name; a copy where links are refused.
+
+  Args:
+    source: a file that is on the disk.
+    path: the name to make or to replace; its folder must exist.
+
+  Raises:
+    UserError: if it cannot be written; what was there before is untouched.
+  """
+  path = os.path.abspath(path)
+  folder, name = os.path.split(path)
+  temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
+  try:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(temporary)
+    os.link(source, temporary)
+    os.replace(temporary, path)
+    fsync_folder(folder)
+  except OSError:  # file systems without links, or another one
+    with open(source, "rb") as file:
+      write_whole(path, file.read())
+  finally:
+    with contextlib.suppress(OSError):  # stays if `path` was that file already
+      os.unlink(temporary)
+
+
 @contextlib.contextmanager
 def whole_folder(
     path: str | os.PathLike, replace_empty: bool = False,

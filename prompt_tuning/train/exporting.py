@@ -15,7 +15,7 @@ import numpy as np
 
 from prompt_tuning import checkpoints, formats, versions
 from prompt_tuning.checkpoints import base, hugging_face, runs
-from prompt_tuning.formats import card, instance, npy, peft
+from prompt_tuning.formats import card, instance, peft
 from prompt_tuning.methods import folding, heads, ia3, lora
 from prompt_tuning.train import inputs, settings
 from prompt_tuning.train import state as state_lib
@@ -92,14 +92,14 @@ def prompt_writer(
   prompts = _copied(_prompts_in(trainable))
   if not prompts:
     return lambda: None
-  only = list(prompts.values())
   write_card = _card_writer(trainable, step, weights, dataset, results, more)
 
   def write():
-    runs.save_numpy(folder, step, prompts)
-    if len(only) == 1 and only[0].ndim == 2:
+    files = runs.save_numpy(folder, step, prompts)
+    [name, array], *others = prompts.items()
+    if not others and array.ndim == 2:
       path = os.path.join(folder, "prompt.npy")
-      npy.write(path, only[0])
+      formats.link_whole(os.path.join(files, runs.numpy_name(name)), path)
       write_card(path)
 
   return write

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.formats import npy, write_whole
+from prompt_tuning.formats import link_whole, npy, write_whole
 
 PROMPT = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 
@@ -211,3 +211,25 @@ def test_write_names_the_way_out(tmp_path):
   (tmp_path / "file").touch()
   with pytest.raises(UserError, match="a part of that path is a file"):
     write_whole(tmp_path / "file" / "p.npy", b"")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_is_the_same_file_or_a_copy(
+    tmp_path, monkeypatch, links):
+  def refused(source, path):
+    raise OSError(95, "Operation not supported")
+
+  if not links:
+    monkeypatch.setattr(os, "link", refused)
+  first, second = tmp_path / "first", tmp_path / "second"
+  for content in (b"one", b"two", b"two"):
+    write_whole(first, content)
+    link_whole(first, second)
+    link_whole(first, second)  # which is that file already
+    assert second.read_bytes() == content
+    assert os.path.samefile(first, second) == links
+    write_whole(first, b"another")  # is a file of its own again
+    assert second.read_bytes() == content
+  assert sorted(os.listdir(tmp_path)) == ["first", "second"]
+  with pytest.raises(UserError, match="absent.*its folder is gone"):
+    link_whole(first, tmp_path / "absent" / "second")
