@@ -12,7 +12,7 @@ import flax
 import gin
 from t5x import adafactor, optimizers
 
-from prompt_tuning.t5x import partitioning
+from prompt_tuning.train import sharding
 from prompt_tuning.train import state as state_lib
 
 # By the name that command lines bind, which would otherwise be ambiguous: our
@@ -30,7 +30,7 @@ def standard_logical_factor_rules(rules: Mapping[str, Any] | None = None):
     A frozen dict of `adafactor.FactorDim` by axis.
   """
   rules = adafactor.standard_logical_factor_rules() if rules is None else rules
-  ours = dict.fromkeys(partitioning.AXES, adafactor.FactorDim.NONE)
+  ours = dict.fromkeys(sharding.TRAINED_AXES, adafactor.FactorDim.NONE)
   return flax.core.freeze({
       **flax.core.unfreeze(rules), **ours,
       "batch": adafactor.FactorDim.BATCH})

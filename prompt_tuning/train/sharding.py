@@ -25,6 +25,11 @@ BATCH_AXES = ("data", "fsdp")
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
+# The axes of what is put into a model and trained. It is small: every device
+# has all of it, and any one host can write it to a file.
+TRAINED_AXES = ("prompt", "prompt_embed", "prompt_hidden", "prompt_rank",
+                "prefix", "tasks", "lora_rank", "adapter")
+
 # The logical axes of T5X and of the original, and the mesh axes they are split
 # over. Put a rule in front to override one: the first that has the name counts.
 # A later one is for what is still whole then, as the biases of inner widths
@@ -42,14 +47,7 @@ LOGICAL_AXIS_RULES: Rules = (
     ("stack", None),
     ("length", None),
     ("token_types", None),
-    ("prompt", None),
-    ("prompt_embed", None),
-    ("prompt_hidden", None),
-    ("prompt_rank", None),
-    ("prefix", None),
-    ("tasks", None),
-    ("lora_rank", None),
-    ("adapter", None),
+    *((axis, None) for axis in TRAINED_AXES),
     ("vocab", "fsdp"),
     ("mlp", "fsdp"),
     ("heads", "fsdp"),
