@@ -180,7 +180,9 @@ def _measures(times, started, steps) -> dict[str, float]:
 def _bytes(model_dir: pathlib.Path, step: int) -> dict[str, int]:
   """What a save wrote; not the logs, which grow with the run."""
   prompts = _size(model_dir / "numpy_checkpoints" / f"checkpoint_{step}")
-  newest = sum(file.stat().st_size for file in model_dir.glob("prompt.*"))
+  newest = sum(  # prompt.npy is one of the prompts under a second name
+      file.stat().st_size for file in model_dir.glob("prompt.*")
+      if file.stat().st_nlink == 1)
   return {"bytes": _size(model_dir / f"checkpoint_{step}") + prompts + newest,
           "prompt_bytes": prompts}
 
