@@ -388,6 +388,7 @@ def _our_save():
   import jax.numpy as jnp
 
   from prompt_tuning.checkpoints import runs
+  from prompt_tuning.models import t5
   from prompt_tuning.train import adafactor, exporting, settings
   from prompt_tuning.train import step as step_lib
 
@@ -395,9 +396,11 @@ def _our_save():
       "prompt": jnp.ones((100, 768))}}}}
   optimizer = adafactor.Adafactor(
       LEARNING_RATE, multiply_by_parameter_scale=False)
-  model = types.SimpleNamespace(
-      module=types.SimpleNamespace(prompt_factory=None), delta=None)
-  weights = types.SimpleNamespace(base_name="base", base_fingerprint="0" * 64)
+  model = types.SimpleNamespace(delta=None, module=t5.EncoderDecoder(t5.Config(
+      vocab_size=32_128, embed_dim=768, num_heads=12, head_dim=64,
+      mlp_dim=2048, num_encoder_layers=12, num_decoder_layers=12)))
+  weights = types.SimpleNamespace(
+      source=None, base_name="base", base_fingerprint="0" * 64)
   dataset = settings.DatasetConfig(
       "task", {"inputs": 128, "targets": 8}, split="train", batch_size=8)
   folder = tempfile.TemporaryDirectory(dir=".", prefix=".benchmark-")
@@ -411,8 +414,7 @@ def _our_save():
         jnp.int32(number), trainable, optimizer.init(trainable))
     start = time.perf_counter()
     checkpoints.save(number, state, {"data": {}}, exporting.writer(
-        folder.name, number, model, state.trainable, weights, None, dataset,
-        {}, {}))
+        folder.name, number, model, state.trainable, weights, dataset, {}, {}))
     seconds = time.perf_counter() - start
     checkpoints.wait()
     return seconds
