@@ -301,7 +301,7 @@ def test_training_runs(configure, arguments, batch, splits):
   model = build_model(gin)
   params, _ = model.abstract()
   loss = {name: jax.ShapeDtypeStruct((4, 8), jnp.int32)
-          for name in encoder_decoder.EncoderDecoderModel.features.names}
+          for name in model.features.names}
   total, _ = jax.eval_shape(model.loss, params, loss)
   assert total.shape == ()
 
