@@ -332,5 +332,5 @@ def test_comparisons_on_smollm2(configure, shared_data, run, tasks_of_it):
       for method in given["methods"] for task in given["tasks"]}
   assert found == {
       (method, task): (name, method != "frozen")
-      for method in ("frozen", "prompt", "IDPG", "LOPA", "LoRA")
+      for method in ("frozen", "prompt", "IDPG", "LOPA", "LoRA", "full")
       for task, name in tasks_of_it.items()}
