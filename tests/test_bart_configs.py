@@ -13,6 +13,7 @@ from prompt_tuning import command_line
 from prompt_tuning.checkpoints import base_config, families
 from prompt_tuning.checkpoints.families import config_json
 from prompt_tuning.models import encoder_decoder
+from prompt_tuning.train import epochs
 from prompt_tuning.train import state as state_lib
 
 CONFIGS = command_line.PACKAGE / "configs"
@@ -106,3 +107,38 @@ def test_searches_are_those_of_prefix_tuning(configure, clean_gin, name):
   found = clean_gin.get_bindings("beam_search")
   assert found.pop("penalty").__name__ == "hugging_face_length"
   assert found == SEARCHES[name] | {"rules": "hugging_face"}
+
+
+# Table 5 of the paper and the code's own command: macros, steps of 49 examples,
+# and how many numbers are kept of a prefix.
+SUMMARIES = {
+    "prefix_xsum": ({
+        "TASK_NAME": "xsum", "PREFIX_LENGTH": 200, "PREFIX_HIDDEN_DIM": 800,
+        "LEARNING_RATE": 5e-5, "BATCH_SIZE": 48, "NUM_MICROBATCHES": 3,
+        "TASK_FEATURE_LENGTHS": {"inputs": 1024, "targets": 60}},
+                    30 * 2, 62_130_528),
+    "prefix_cnn_dailymail": ({
+        "TASK_NAME": "cnn_dailymail", "PREFIX_LENGTH": 5,
+        "PREFIX_HIDDEN_DIM": 512, "LEARNING_RATE": 5e-5, "BATCH_SIZE": 10,
+        "TASK_FEATURE_LENGTHS": {"inputs": 512, "targets": 56}},
+                             5 * 5, 3 * (5 * 1024 + 1025 * 512 + 513 * 24576))}
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_runs_on_summaries(configure, clean_gin, tmp_path, name):
+  """Oracle for the trained numbers: the paper's layers, counted by hand."""
+  for side in ("source", "target"):
+    (tmp_path / f"train.{side}").write_text("a text\n" * 49)
+  macros, steps, trained = SUMMARIES[name]
+  model = configure(
+      "models/bart_large", "prompts/prefix", f"runs/{name}", PATH, SCAN,
+      "--gin.MODEL_DIR='run'", f"--gin.SOURCE_TARGET_FOLDER={str(tmp_path)!r}")
+  for macro, value in macros.items():
+    assert clean_gin.query_parameter(f"%{macro}") == value
+  assert model.loss_normalizing_factor == "num_tokens"
+  assert model.module.config.dropout_rate == 0.1
+  with clean_gin.config_scope("whole"):
+    assert clean_gin.get_configurable(epochs.steps)() == steps
+  prefixes, _ = state_lib.split(
+      model.abstract()[0], command_line.macro("TRAINABLE_REGEX"))
+  assert sizes(prefixes) == trained

@@ -292,6 +292,23 @@ def test_tables_by_the_papers_metrics(
   assert found[expected[0 if name == "nlg_e2e" else 1]] == pytest.approx(100)
 
 
+@pytest.mark.parametrize("name, lengths", [
+    ("xsum", {"inputs": 1024, "targets": 60}),
+    ("cnn_dailymail", {"inputs": 512, "targets": 56})])
+def test_summaries(configure, tmp_path, name, lengths):
+  """Both are tasks/`source_target` with lengths of their own."""
+  for side, text in (("source", "A text.\n"), ("target", "Cats sat.\n")):
+    (tmp_path / f"val.{side}").write_text(text)
+  gin = configure(f"tasks/{name}", SOURCE_TARGET_FOLDER=str(tmp_path),
+                  SEPARATOR="<|endoftext|>")
+  assert gin.query_parameter("%TASK_FEATURE_LENGTHS") == lengths
+  task, examples = read_task(gin, "validation")
+  assert (task.name, task.input_end) == (name, "<|endoftext|>")
+  assert examples == [{"inputs": "A text.", "targets": "Cats sat."}]
+  found = tasks.evaluate(task, examples, ["Cats sat."], ["cat sat"])
+  assert found["rougeL_stemmed"] == 100.0
+
+
 @pytest.mark.parametrize("name,expected", [
     ("mbpp", {"temperature": 0.6, "top_k": 50, "top_p": 0.95}),
     ("cruxeval", {"temperature": 0.2, "top_k": 50, "top_p": 0.95}),

@@ -347,7 +347,7 @@ def tokenize(
       targets, or ids of another vocabulary.
   """
   both = {"inputs": input_vocabulary, "targets": target_vocabulary}
-  _check_request(task, split, both, lengths)
+  _check_request(task, split, both, lengths, encoding)
   key = _fingerprint(task, split, both, lengths, encoding)
   make = functools.partial(
       _tokenize, task, split, both, lengths, encoding, key)
@@ -367,7 +367,7 @@ def tokenize(
   return examples
 
 
-def _check_request(task, split, both, lengths) -> None:
+def _check_request(task, split, both, lengths, encoding) -> None:
   if split not in task.splits:
     raise errors.UserError(
         f"the task {task.name} has no split {split!r}; it has "
@@ -382,6 +382,10 @@ def _check_request(task, split, both, lengths) -> None:
       raise errors.UserError(
           f"the {feature} of the task {task.name} are ids of {own}, the "
           f"model's vocabulary is {both[feature]}; give both the same one")
+  if task.input_end is not None and not isinstance(encoding, DecoderOnly):
+    raise errors.UserError(
+        f"the task {task.name} puts {task.input_end!r} behind its inputs, "
+        "which is for decoder-only models alone: leave SEPARATOR out")
 
 
 def _fingerprint(task, split, both, lengths, encoding) -> str | None:
@@ -392,6 +396,8 @@ def _fingerprint(task, split, both, lengths, encoding) -> str | None:
   if not source:
     return None
   facts = [_FORMAT, source, split, repr(encoding)]
+  if task.input_end is not None:
+    facts.append(task.input_end)
   for name in FEATURES:
     facts += [both[name].fingerprint, lengths[name], name in task.without_eos]
   return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -457,11 +463,23 @@ def _encoded(task, example, both, lengths, encoding, place):
   targets = encoding.target_ids(
       example["targets"], both["targets"], "targets" not in task.without_eos)
   return {
-      "inputs": (inputs, encoding.cut_inputs(
+      "inputs": _cut_in_front_of(
+          task.input_end, inputs, lengths["inputs"], both["inputs"]
+      ) if task.input_end is not None else (inputs, encoding.cut_inputs(
           inputs, lengths["inputs"], both["inputs"])),
       "targets": (targets, truncate(
           targets, lengths["targets"], both["targets"].eos_id)),
   }
+
+
+def _cut_in_front_of(end, ids, length, vocabulary):
+  """Ids with an end behind them: all of them, and at most `length`."""
+  end = vocabulary.encode(end)
+  if len(end) >= length:
+    raise errors.UserError(
+        f"TASK_FEATURE_LENGTHS['inputs'] is {length}, and the text that "
+        f"separates inputs from targets has {len(end)} tokens; raise it")
+  return [*ids, *end], [*ids[:length - len(end)], *end]
 
 
 def sequence_ids(

@@ -68,6 +68,8 @@ class Task:
       `token_fn(ids, vocabularies, lengths)` with the ids, vocabulary and
       length of each feature; ends of sequences are added behind it.
     stops: texts that end an answer; what is generated is cut before the first.
+    input_end: text that a decoder-only model reads behind the inputs. Inputs
+      that are too long lose their end in front of it, not their start.
     prediction_files: makes files for a benchmark's own programs, as
       `prediction_files(examples, texts)` with a list of texts for each of the
       examples: contents by file name, which may be in a folder.
@@ -88,6 +90,7 @@ class Task:
       Callable[[Sequence[Judged]], Mapping[str, str]], ...] = ()
   token_fn: Callable[..., Iterator[Mapping[str, Sequence[int]]]] | None = None
   stops: tuple[str, ...] = ()
+  input_end: str | None = None
   prediction_files: Callable[
       [Sequence[Example], Sequence[Sequence[str]]], Mapping[str, str]
   ] | None = None
