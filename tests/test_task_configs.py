@@ -292,6 +292,22 @@ def test_tables_by_the_papers_metrics(
   assert found[expected[0 if name == "nlg_e2e" else 1]] == pytest.approx(100)
 
 
+def test_xsum_on_gpt2(clean_gin, tmp_path):
+  """As the header of prefix_xsum.gin says: the sum over an example."""
+  for side in ("source", "target"):
+    (tmp_path / f"train.{side}").write_text("a text\n")
+  command_line.configure([
+      *(f"--gin_file={CONFIGS}/{name}.gin" for name in (
+          "models/gpt2_medium", "prompts/prefix", "runs/prefix_xsum")),
+      "--gin.LOSS_NORMALIZING_FACTOR=%BATCH_SIZE", "--gin.DROPOUT_RATE=0.0",
+      "--gin.SEPARATOR='<|endoftext|>'", "--gin.PREFIX_HIDDEN_DIM=512",
+      "--gin.TASK_FEATURE_LENGTHS={'inputs': 513, 'targets': 61}",
+      "--gin.INITIAL_CHECKPOINT_PATH='base'", "--gin.MODEL_DIR='run'",
+      f"--gin.SOURCE_TARGET_FOLDER={str(tmp_path)!r}"])
+  found = command_line.macro("LOSS_NORMALIZING_FACTOR")
+  assert found == command_line.macro("BATCH_SIZE") == 48
+
+
 @pytest.mark.parametrize("name, lengths", [
     ("xsum", {"inputs": 1024, "targets": 60}),
     ("cnn_dailymail", {"inputs": 512, "targets": 56})])

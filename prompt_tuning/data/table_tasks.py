@@ -45,6 +45,7 @@ UNSEEN_CATEGORIES = frozenset({
 def nlg_e2e(
     folder: str | os.PathLike | None = None,
     template: str = "table",
+    targets: str = " {completion}",
     metric_fns: Sequence[tasks.MetricFn] = (bleu.bleu,),
 ) -> tasks.Task:
   """E2E NLG (Novikova et al. 2017): a restaurant from its attributes.
@@ -52,15 +53,17 @@ def nlg_e2e(
   Args:
     folder: see the module.
     template: see `templates.Template`; has {context}.
+    targets: what is to be written; has {completion}.
     metric_fns: functions of references and predicted texts.
   """
-  return _task("nlg_e2e", folder, template, metric_fns)
+  return _task("nlg_e2e", folder, template, targets, metric_fns)
 
 
 @gin.configurable(module="table_tasks")
 def nlg_webnlg(
     folder: str | os.PathLike | None = None,
     template: str = "table",
+    targets: str = " {completion}",
     metric_fns: Sequence[tasks.MetricFn] = (bleu.bleu,),
 ) -> tasks.Task:
   """WebNLG 2017 (Gardent et al. 2017): a text of up to 7 triples.
@@ -68,15 +71,17 @@ def nlg_webnlg(
   Args:
     folder: see the module.
     template: see `templates.Template`; has {context}.
+    targets: what is to be written; has {completion}.
     metric_fns: functions of references and predicted texts.
   """
-  return _task("nlg_webnlg", folder, template, metric_fns)
+  return _task("nlg_webnlg", folder, template, targets, metric_fns)
 
 
 @gin.configurable(module="table_tasks")
 def nlg_dart(
     folder: str | os.PathLike | None = None,
     template: str = "table",
+    targets: str = " {completion}",
     metric_fns: Sequence[tasks.MetricFn] = (bleu.bleu,),
 ) -> tasks.Task:
   """DART (Nan et al. 2021): a text of triples from many sources.
@@ -84,21 +89,30 @@ def nlg_dart(
   Args:
     folder: see the module.
     template: see `templates.Template`; has {context}.
+    targets: what is to be written; has {completion}.
     metric_fns: functions of references and predicted texts.
   """
-  return _task("nlg_dart", folder, template, metric_fns)
+  return _task("nlg_dart", folder, template, targets, metric_fns)
 
 
-def _task(name: str, folder, template: str, metric_fns) -> tasks.Task:
+def _task(
+    name: str, folder, template: str, targets: str, metric_fns
+) -> tasks.Task:
   template = templates.Template(template, ["context"])
+  if "{completion}" not in targets:
+    raise errors.UserError(
+        f"TARGETS is {targets!r} and has no {{completion}}: put it where the "
+        "text of a row belongs, as in ' {completion}'")
 
   def examples(split: str) -> Iterator[dict[str, Any]]:
-    rows = [_example(row, template) for row in _read(name, folder, split)]
+    rows = [_example(row, template, targets)
+            for row in _read(name, folder, split)]
     # Training is on every row: each reference is one more example.
     return iter(rows if split == "train" else grouped(rows))
 
   def fingerprint(split: str) -> str:
-    facts = [1, name, list(_read(name, folder, split)), template.fingerprint]
+    facts = [1, name, list(_read(name, folder, split)), template.fingerprint,
+             targets]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
   return tasks.Task(
@@ -108,9 +122,11 @@ def _task(name: str, folder, template: str, metric_fns) -> tasks.Task:
       prediction_files=_e2e_files if name == "nlg_e2e" else _triples_files)
 
 
-def _example(row: Row, template: templates.Template) -> dict[str, Any]:
+def _example(
+    row: Row, template: templates.Template, targets: str) -> dict[str, Any]:
   return {
-      "inputs": template.fill(row), "targets": f" {row['completion']}",
+      "inputs": template.fill(row),
+      "targets": targets.replace("{completion}", row["completion"]),
       # What an encoder of instances reads (LOPA).
       "encoder_text": row["context"], **row}
 
@@ -217,39 +233,79 @@ def e2e_rows(lines: Iterable[str]) -> Iterator[Row]:
   """Rows of E2E's lines, `name : The Mill | food : French||The Mill …`.
 
   Raises:
-    UserError: a line without `||`.
+    UserError: a line without `||`, or with nothing on one side of it.
   """
   for number, line in enumerate(lines, start=1):
     if not line.strip():
       continue
-    context, bars, text = line.partition("||")
+    context, bars, text = (part.strip() for part in line.partition("||"))
     if not bars:
       raise errors.UserError(
           f"line {number} has no '||' between a table and its text")
-    yield {"context": context.strip(), "completion": text.strip()}
+    if not context or not text:
+      raise errors.UserError(
+          f"line {number} has no {'text behind' if context else 'table before'}"
+          " its '||'")
+    yield {"context": context, "completion": text}
 
 
-def webnlg_rows(content: Mapping[str, Any]) -> Iterator[Row]:
-  """Rows of WebNLG's JSON; only texts that its makers call good."""
-  for entry in content["entries"]:
-    for item in entry.values():
-      context = _joined(
-          (one["subject"], one["property"], one["object"])
-          for one in item["modifiedtripleset"])
+# How WebNLG's triples are put in a row, by whose code.
+WEBNLG_STYLES = ("lora", "prefix_tuning", "prefix_tuning_decoding")
+
+
+def webnlg_rows(
+    content: Mapping[str, Any], style: str = "lora"
+) -> Iterator[Row]:
+  """Rows of WebNLG's JSON.
+
+  Args:
+    content: of the file.
+    style: "lora": ` | ` between triples, texts that WebNLG's makers call good.
+      "prefix_tuning", as the code of Li & Liang 2021 (arXiv 2101.00190) reads
+      training data: ` | ` also in front of the first triple.
+      "prefix_tuning_decoding", as it reads what it decodes: the same, but for
+      the file's first entry, which has no separators at all; and every text is
+      a reference, whatever it is called.
+
+  Raises:
+    UserError: an entry without texts.
+  """
+  for number, entry in enumerate(content["entries"]):
+    for name, item in entry.items():
+      before, between = ("", " | ") if style == "lora" else (" | ", " | ")
+      if style == "prefix_tuning_decoding" and number == 0:
+        before, between = "", ""
+      context = before + _joined(
+          ((one["subject"], one["property"], one["object"])
+           for one in item["modifiedtripleset"]), between)
+      _check_references(f"entry {name}", item["lexicalisations"])
       for text in item["lexicalisations"]:
-        if text["comment"] == "good":
+        if text["comment"] == "good" or style == "prefix_tuning_decoding":
           yield {"context": context, "completion": text["lex"],
                  "cate": item["category"] in SEEN_CATEGORIES}
 
 
 def dart_rows(content: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-  """Rows of DART's JSON; relations are in lower case."""
-  for item in content:
+  """Rows of DART's JSON; relations are in lower case.
+
+  Raises:
+    UserError: an entry without texts.
+  """
+  for number, item in enumerate(content, start=1):
     context = _joined((subject, relation.lower(), object_)
                       for subject, relation, object_ in item["tripleset"])
+    _check_references(f"entry {number}", item["annotations"])
     for text in item["annotations"]:
       yield {"context": context, "completion": text["text"]}
 
 
-def _joined(triples: Iterable[tuple[str, str, str]]) -> str:
-  return " | ".join(" : ".join(triple) for triple in triples)
+def _check_references(place: str, texts: Sequence[Any]) -> None:
+  if not texts:
+    raise errors.UserError(
+        f"{place} has no reference: take it out, or write the text of its "
+        "triples")
+
+
+def _joined(
+    triples: Iterable[tuple[str, str, str]], between: str = " | ") -> str:
+  return between.join(" : ".join(triple) for triple in triples)

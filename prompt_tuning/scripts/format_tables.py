@@ -6,6 +6,11 @@
 Makes train_formatted.jsonl, dev_formatted.jsonl and test_formatted.jsonl (see
 `prompt_tuning.data.table_tasks`). E2E's files have lines `table||text`, those
 of WebNLG 2017 and DART are JSON; each may be compressed (`.gz`).
+
+WebNLG's triples are put in a row as LoRA's authors do it. For
+runs/prefix_webnlg.gin they are read as its authors did, training data with
+`--webnlg_style prefix_tuning` and, with a slip of theirs in the first entry,
+what is decoded with `--webnlg_style prefix_tuning_decoding`.
 """
 
 import argparse
@@ -19,9 +24,10 @@ from prompt_tuning.data import table_tasks
 from prompt_tuning.train import setup
 
 _READERS = {
-    "e2e": lambda text: table_tasks.e2e_rows(text.splitlines()),
-    "webnlg": lambda text: table_tasks.webnlg_rows(json.loads(text)),
-    "dart": lambda text: table_tasks.dart_rows(json.loads(text)),
+    "e2e": lambda text, style: table_tasks.e2e_rows(text.splitlines()),
+    "webnlg": lambda text, style: table_tasks.webnlg_rows(
+        json.loads(text), style),
+    "dart": lambda text, style: table_tasks.dart_rows(json.loads(text)),
 }
 _SPLITS = {"train": "train", "dev": "validation", "test": "test"}
 
@@ -34,8 +40,16 @@ def main(arguments=None):
   for split in _SPLITS:
     parser.add_argument(f"--{split}", metavar="FILE", help="the public file")
   parser.add_argument("--folder", required=True, help="where results go")
+  parser.add_argument(
+      "--webnlg_style", choices=table_tasks.WEBNLG_STYLES,
+      help="whose way of putting WebNLG's triples in a row, see "
+      "table_tasks.webnlg_rows (default: lora)")
   flags = parser.parse_args(arguments)
   with errors.reported():
+    if flags.webnlg_style and flags.dataset != "webnlg":
+      raise errors.UserError(
+          "--webnlg_style is for --dataset webnlg: leave it out, the others "
+          "are read in one way")
     given = {split: getattr(flags, split) for split in _SPLITS}
     if not any(given.values()):
       raise errors.UserError(
@@ -43,7 +57,7 @@ def main(arguments=None):
     folder = setup.make_folder(flags.folder, "--folder")
     for split, path in given.items():
       if path:
-        rows = read(flags.dataset, path)
+        rows = read(flags.dataset, path, flags.webnlg_style or "lora")
         target = os.path.join(folder, table_tasks.FILES[_SPLITS[split]])
         formats.write_whole(target, "".join(
             json.dumps(row, ensure_ascii=False) + "\n"
@@ -52,12 +66,15 @@ def main(arguments=None):
         print(f"{len(rows):,} rows of {contexts:,} contexts: {target}")
 
 
-def read(dataset: str, path: str) -> list[table_tasks.Row]:
+def read(
+    dataset: str, path: str, webnlg_style: str = "lora"
+) -> list[table_tasks.Row]:
   """The rows of a public file.
 
   Args:
     dataset: "e2e", "webnlg" or "dart".
     path: the file, compressed if its name ends in `.gz`.
+    webnlg_style: see `table_tasks.webnlg_rows`.
 
   Raises:
     UserError: if it cannot be read, or is another dataset's.
@@ -69,7 +86,7 @@ def read(dataset: str, path: str) -> list[table_tasks.Row]:
   except (OSError, EOFError, UnicodeDecodeError) as error:
     raise errors.UserError(f"cannot read {path}: {error}") from error
   try:
-    rows = list(_READERS[dataset](text))
+    rows = list(_READERS[dataset](text, webnlg_style))
   except errors.UserError as error:
     raise errors.UserError(f"{path}: {error}") from error
   except (json.JSONDecodeError, KeyError, TypeError, ValueError,

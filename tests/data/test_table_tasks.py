@@ -1,16 +1,19 @@
 """E2E, WebNLG and DART from the public files to examples.
 
 Oracles: the numbers of rows and contexts that are published, and rows of
-LOPA's data; other code of the project that reads E2E.
+LOPA's data; other code of the project that reads E2E; the strings that prefix
+tuning's code (arXiv 2101.00190) makes, written out.
 """
 
+import gzip
 import json
 
 import pytest
 
-from prompt_tuning import errors
+from prompt_tuning import command_line, errors
 from prompt_tuning.data import files, table_tasks, tasks
 from prompt_tuning.scripts import format_tables
+from prompt_tuning.train import settings
 
 # name: (file, rows, contexts, first row)
 PUBLIC = {
@@ -84,16 +87,119 @@ def test_training_is_on_every_reference(tmp_path):
               ("a<|endoftext|>", " b", "a"), ("a<|endoftext|>", " c", "a")]
 
 
-@pytest.mark.parametrize("text, says", [
-    ("a table\n", "line 1 has no '||'"), ("", "no rows")])
-def test_bad_lines_are_named(tmp_path, capsys, text, says):
-  path = tmp_path / "e2e.txt"
+@pytest.mark.parametrize("dataset, text, says", [
+    ("e2e", "a||b\n\na table\n", "file: line 3 has no '||'"),
+    ("e2e", "a||b\na || \n", "file: line 2 has no text behind its '||'"),
+    ("e2e", "||b\n", "file: line 1 has no table before its '||'"),
+    ("e2e", "", "no rows"),
+    ("webnlg", json.dumps({"entries": [{"1": {
+        "category": "Food", "modifiedtripleset": [],
+        "lexicalisations": []}}]}), "file: entry 1 has no reference"),
+    ("dart", json.dumps([
+        {"tripleset": [["a", "B", "c"]], "annotations": [{"text": "d"}]},
+        {"tripleset": [["a", "B", "c"]], "annotations": []}]),
+     "file: entry 2 has no reference")])
+def test_bad_lines_are_named(tmp_path, capsys, dataset, text, says):
+  path = tmp_path / "file"
   path.write_text(text)
   with pytest.raises(SystemExit) as leaving:
-    format_tables.main(["--dataset", "e2e", "--dev", str(path), "--folder",
+    format_tables.main(["--dataset", dataset, "--dev", str(path), "--folder",
                         str(tmp_path / "out")])
   assert leaving.value.code == 2
-  assert says in capsys.readouterr().err
+  [line] = capsys.readouterr().err.splitlines()
+  assert line.startswith("error: ") and says in line
+  assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_a_style_is_for_webnlg_alone(tmp_path, capsys):
+  with pytest.raises(SystemExit) as leaving:
+    format_tables.main([
+        "--dataset", "dart", "--dev", "x", "--folder", str(tmp_path),
+        "--webnlg_style", "prefix_tuning"])
+  assert leaving.value.code == 2
+  assert "--webnlg_style is for --dataset webnlg" in capsys.readouterr().err
+
+
+WEBNLG = {"entries": [
+    {"1": {"category": "Food", "modifiedtripleset": [
+        {"subject": "A", "property": "b", "object": "C"},
+        {"subject": "D", "property": "e", "object": "F"}],
+           "lexicalisations": [{"comment": "good", "lex": "One."},
+                               {"comment": "toFix", "lex": "Bad."}]}},
+    {"2": {"category": "Artist", "modifiedtripleset": [
+        {"subject": "G", "property": "h", "object": "I"},
+        {"subject": "J", "property": "k", "object": "L"}],
+           "lexicalisations": [{"comment": "good", "lex": "Two."}]}}]}
+
+
+@pytest.mark.parametrize("style, expected", [
+    ("lora", [("A : b : C | D : e : F", "One."),
+              ("G : h : I | J : k : L", "Two.")]),
+    ("prefix_tuning", [(" | A : b : C | D : e : F", "One."),
+                       (" | G : h : I | J : k : L", "Two.")]),
+    ("prefix_tuning_decoding", [("A : b : CD : e : F", "One."),
+                                ("A : b : CD : e : F", "Bad."),
+                                (" | G : h : I | J : k : L", "Two.")])])
+def test_styles_of_webnlg(style, expected):
+  assert [(row["context"], row["completion"])
+          for row in table_tasks.webnlg_rows(WEBNLG, style)] == expected
+
+
+# What prefix tuning's code trains on, of lines as they are in the files.
+STRINGS = {
+    "e2e": (
+        "name : Blue Spice | Type : coffee shop||A shop . \n", [],
+        " name : Blue Spice | Type : coffee shop <|endoftext|> A shop .  "
+        "<|endoftext|>"),
+    "webnlg": (
+        json.dumps(WEBNLG), ["--webnlg_style", "prefix_tuning"],
+        "  | A : b : C | D : e : F <|endoftext|> One. <|endoftext|>"),
+    "dart": (
+        json.dumps([{"tripleset": [["A", "BE", "c"], ["D", "e F", "g"]],
+                     "annotations": [{"source": "x", "text": "One ."}]}]), [],
+        " A : be : c | D : e f : g <|endoftext|> One . <|endoftext|>")}
+
+
+@pytest.mark.parametrize("name", STRINGS)
+def test_strings_are_prefix_tunings(tmp_path, clean_gin, name):
+  """To the blank: with the template and targets of runs/prefix_*.gin."""
+  text, flags, expected = STRINGS[name]
+  (tmp_path / "file").write_text(text)
+  format_tables.main(["--dataset", name, "--train", str(tmp_path / "file"),
+                      "--folder", str(tmp_path), *flags])
+  command_line.configure([
+      *(f"--gin_file={command_line.PACKAGE}/configs/{file}.gin" for file in (
+          "models/gpt2_medium", "prompts/prefix", f"runs/prefix_{name}")),
+      "--gin.INITIAL_CHECKPOINT_PATH='base'", "--gin.MODEL_DIR='run'",
+      f"--gin.NLG_FOLDER={str(tmp_path)!r}"])
+  with clean_gin.config_scope("train"):
+    dataset = clean_gin.get_configurable(settings.DatasetConfig)()
+  example = next(dataset.mixture_or_task_name.examples("train"))
+  assert (example["inputs"] + example["targets"]
+          + "<|endoftext|>") == expected
+
+
+def test_real_entries_as_prefix_tunings_code_reads_them(shared_data):
+  """Its loops over WebNLG's file of development, with their slip."""
+  path = shared_data / "webnlg/dev.json.gz"
+  with gzip.open(path, "rt") as file:
+    entries = json.load(file)["entries"]
+  expected = []
+  for i, entry in enumerate(entries):
+    item, context = entry[str(i + 1)], ""
+    for triple in item["modifiedtripleset"]:
+      if i > 0:
+        context += " | "
+      context += "{subject} : {property} : {object}".format(**triple)
+    expected += [(context, text["lex"]) for text in item["lexicalisations"]]
+  rows = format_tables.read("webnlg", str(path), "prefix_tuning_decoding")
+  assert [(row["context"], row["completion"]) for row in rows] == expected
+  assert len(rows) == 2268
+
+
+def test_targets_have_the_text():
+  with pytest.raises(errors.UserError, match="TARGETS is ' text' and has no"):
+    table_tasks.nlg_e2e("folder", targets=" text")
 
 
 def test_another_dataset_is_not_read(tmp_path):
