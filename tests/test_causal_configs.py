@@ -215,7 +215,8 @@ class Vocabulary:
   eos_id = 1
 
 
-DECODING = {"greedy": 1, "beam_search": 4, "nucleus_sampling": 1}
+DECODING = {"greedy": 1, "beam_search": 4, "nucleus_sampling": 1,
+            "beam_sampling": 5}
 
 
 @pytest.mark.parametrize("name", DECODING)

@@ -201,7 +201,8 @@ def test_architectures_alone(configure):
   assert gin.query_parameter("%DELTA")
 
 
-DECODING = {"greedy": 1, "beam_search": 4, "nucleus_sampling": 1}
+DECODING = {"greedy": 1, "beam_search": 4, "nucleus_sampling": 1,
+            "beam_sampling": 5}
 
 
 @pytest.mark.parametrize("name", DECODING)

@@ -3,7 +3,7 @@
 Every step looks at the 2K most likely continuations of the K live hypotheses
 of an example. Those that end join the K best finished ones, ranked by
 log-probability over a length penalty; the K best of the others live on. At
-most K of the 2K can end, so K always live on.
+most K of the 2K can end, so K always live on. (`beam_sampling` draws the 2K.)
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +21,12 @@ from prompt_tuning.errors import UserError
 # rise or fall with the length throughout.
 PenaltyFn = Callable[[jax.Array | int, float], jax.Array | float]
 
+# (log-probabilities of the next token [B * K, V], those of the live hypotheses
+# [B, K], position) -> scores, beams and tokens of the 2K continuations that are
+# looked at, each [B, 2K], the highest scores first.
+ContinuationsFn = Callable[
+    [jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+
 
 def t5x_brevity(length: jax.Array | int, alpha: float) -> jax.Array | float:
   """((5 + length) / 6)**alpha: T5X's, from Wu et al. 2016, section 7."""
@@ -32,6 +38,20 @@ def hugging_face_length(
 ) -> jax.Array | float:
   """length**alpha: Hugging Face's, alpha being its `length_penalty`."""
   return (1.0 * length) ** alpha
+
+
+def likeliest(
+    log_probs: jax.Array, live_log_probs: jax.Array, position: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The `ContinuationsFn` of beam search: the most likely ones."""
+  del position
+  batch_size, num_beams = live_log_probs.shape
+  log_probs = log_probs.reshape(batch_size, num_beams, -1)  # [B, K, V]
+  log_probs = log_probs + live_log_probs[:, :, None]
+  best, index = lax.top_k(
+      log_probs.reshape(batch_size, -1), 2 * num_beams)  # [B, 2K]
+  beams, tokens = jnp.divmod(index, log_probs.shape[-1])
+  return best, beams, tokens
 
 
 class _State(NamedTuple):
@@ -58,6 +78,7 @@ def beam_search(
     alpha: float = 0.6,
     penalty: PenaltyFn = t5x_brevity,
     rules: str = "t5x",
+    continuations: ContinuationsFn = likeliest,
     early_stopping: bool | str = False,
     min_new_tokens: int = 0,
     no_repeat_ngram_size: int = 0,
@@ -97,6 +118,8 @@ def beam_search(
     alpha: strength of the length penalty; 0 is none, more favours longer.
     penalty: `t5x_brevity` or `hugging_face_length`.
     rules: "t5x" or "hugging_face".
+    continuations: which ones every step looks at; see `beam_sampling` for
+      another choice than `likeliest`.
     early_stopping: False, True or "never", of Hugging Face's rules alone.
     min_new_tokens: see `constraints.Constraints`, as for the next four.
     no_repeat_ngram_size: the same.
@@ -167,7 +190,8 @@ def beam_search(
       log_probs = constrain(
           log_probs, jnp.concatenate([context, written], axis=1),
           state.position, max_length=max_length, eos_id=eos_id)
-    log_probs, beams, chosen = _continuations(log_probs, state.live_log_probs)
+    log_probs, beams, chosen = continuations(
+        log_probs, state.live_log_probs, state.position)
     tokens = _take(state.live_tokens, beams)  # [B, 2K, max_length]
     tokens = tokens.at[:, :, state.position].set(chosen)
     length = state.position + 1
@@ -230,17 +254,6 @@ def _check_beams(num_beams: int, vocab_size: int):
         f"beam_search.num_beams is {num_beams} and the vocabulary has "
         f"{vocab_size} tokens, so that a text has fewer continuations: lower "
         "NUM_BEAMS.")
-
-
-def _continuations(log_probs, live_log_probs):
-  """The 2K likeliest: log-probabilities, beams and tokens, each [B, 2K]."""
-  batch_size, num_beams = live_log_probs.shape
-  log_probs = log_probs.reshape(batch_size, num_beams, -1)  # [B, K, V]
-  log_probs = log_probs + live_log_probs[:, :, None]
-  best, index = lax.top_k(
-      log_probs.reshape(batch_size, -1), 2 * num_beams)  # [B, 2K]
-  beams, tokens = jnp.divmod(index, log_probs.shape[-1])
-  return best, beams, tokens
 
 
 def _take(x, indices):

@@ -15,7 +15,7 @@ from prompt_tuning.errors import UserError
 
 # Below it a temperature counts as 0, as in T5X: dividing by less could reach
 # infinity in float32, and the difference between two infinities is no number.
-_MIN_TEMPERATURE = 1e-4
+MIN_TEMPERATURE = 1e-4
 
 
 def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
@@ -113,11 +113,11 @@ def sample(
   Raises:
     UserError: for a temperature, top_k, top_p or num_samples out of range.
   """
-  _check(temperature, top_k, top_p, num_samples)
+  check(temperature, top_k, top_p, num_samples)
   rows = batch_size * num_samples
   keys = jax.vmap(
       lambda key: jax.vmap(lambda number: jax.random.fold_in(key, number))(
-          jnp.arange(num_samples)))(_row_keys(rng, batch_size))
+          jnp.arange(num_samples)))(row_keys(rng, batch_size))
   keys = keys.reshape(rows, *keys.shape[2:])
 
   def draw(logits, position):
@@ -130,7 +130,7 @@ def sample(
     start_id = jnp.repeat(start_id, num_samples)
   tokens, scores = greedy.decode(
       step, caches.expand(cache, num_samples, batch_axis),
-      greedy.most_likely if temperature < _MIN_TEMPERATURE else draw,
+      greedy.most_likely if temperature < MIN_TEMPERATURE else draw,
       rows=rows, max_length=max_length, eos_id=eos_id, start_id=start_id,
       stop_table=stop_table)
   return (
@@ -138,7 +138,7 @@ def sample(
       scores.reshape(batch_size, num_samples))
 
 
-def _row_keys(rng, batch_size: int):
+def row_keys(rng, batch_size: int):
   """A key for each row; keys are arrays of numbers, or of a type of their own.
   """
   one = 0 if jnp.issubdtype(rng.dtype, jax.dtypes.prng_key) else 1
@@ -148,20 +148,23 @@ def _row_keys(rng, batch_size: int):
       jnp.arange(batch_size))
 
 
-def _check(temperature, top_k, top_p, num_samples):
+def check(
+    temperature: float, top_k: int, top_p: float, num_samples: int = 1,
+    name: str = "sample",
+) -> None:
   """Raises `UserError` for the first argument that is out of range."""
   if not 0 <= temperature < float("inf"):
     raise UserError(
-        f"sample.temperature is {temperature}: give a number from 0 (greedy) "
+        f"{name}.temperature is {temperature}: give a number from 0 (greedy) "
         "up.")
   if not isinstance(top_k, int) or top_k < 0:
     raise UserError(
-        f"sample.top_k is {top_k}: give a whole number of tokens to keep, or "
+        f"{name}.top_k is {top_k}: give a whole number of tokens to keep, or "
         "0 to keep all.")
   if not 0 < top_p <= 1:
     raise UserError(
-        f"sample.top_p is {top_p}: give a probability above 0 and at most 1 "
+        f"{name}.top_p is {top_p}: give a probability above 0 and at most 1 "
         "(1 keeps all tokens).")
   if num_samples < 1:
     raise UserError(
-        f"sample.num_samples is {num_samples}: give at least 1.")
+        f"{name}.num_samples is {num_samples}: give at least 1.")

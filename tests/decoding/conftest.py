@@ -98,8 +98,9 @@ class TorchModel:
     """
     # No cache there, because the hook needs the whole sequence.
     result = self.model.generate(
-        self.prompts, max_new_tokens=12, do_sample=False, use_cache=False,
-        return_dict_in_generate=True, output_scores=True, **options)
+        self.prompts, max_new_tokens=12, use_cache=False,
+        return_dict_in_generate=True, output_scores=True,
+        **{"do_sample": False} | options)
     tokens = result.sequences[:, 1:].numpy()
     ended = np.cumsum(tokens == 1, axis=1) - (tokens == 1) > 0
     tokens = np.where(ended, 0, tokens)
