@@ -3,6 +3,7 @@
 Oracles: the data's own files, and the numbers of PEFT's tutorial.
 """
 
+import gzip
 import math
 import re
 
@@ -100,6 +101,23 @@ def test_e2e(configure, shared_data):
       task, examples, [row["targets"] for row in examples],
       [row["references"][-1].strip() for row in examples])
   assert found == {"bleu": pytest.approx(100.0)}
+
+
+def test_e2es_test_set_keeps_references_together(configure, shared_data):
+  """Oracle: the file's own lines; 630 tables, as the papers count them."""
+  path = shared_data / "e2e/test.txt.gz"
+  with gzip.open(path, "rt", encoding="utf-8") as file:
+    lines = [line.split("||") for line in file if line.strip()]
+  task, examples = read_task(configure(
+      "tasks/e2e_five_metrics", VALIDATION_FILE=str(path)), "validation")
+  assert len(examples) == len({table for table, _ in lines}) == 630
+  assert [fn.__name__ for fn in task.metric_fns] == [
+      "bleu_mteval13a", "nist", "meteor", "rouge_l", "cider"]
+  found = [(row["inputs"].removesuffix("\nText:"), text.strip())
+           for row in examples for text in row["references"]]
+  assert len(found) == 4693
+  assert sorted(found) == sorted(
+      (table, text.strip()) for table, text in lines)
 
 
 def test_e2e_by_its_challenges_metrics(configure, tmp_path):
@@ -338,25 +356,46 @@ def test_lopas_searches(configure, name, expected):
   assert expected.items() <= gin.get_bindings(search).items()
 
 
-@pytest.mark.parametrize("run,tasks_of_it", [
-    ("compare_smollm2_code", {
-        "MBPP": "mbpp", "CRUXEval-I": "cruxeval_input_prediction",
-        "CRUXEval-O": "cruxeval_output_prediction"}),
-    ("compare_smollm2_text", {"SST-2": "sst2", "E2E": "e2e"}),
-])
-def test_comparisons_on_smollm2(configure, shared_data, run, tasks_of_it):
+SHARED_WITH_TEXT = ("frozen", "prompt", "LoRA", "full")
+COMPARISONS = {
+    "compare_smollm2_code": (
+        ("frozen", "prompt", "IDPG", "LOPA", "LoRA", "full"), {
+            "MBPP": "mbpp", "CRUXEval-I": "cruxeval_input_prediction",
+            "CRUXEval-O": "cruxeval_output_prediction"}),
+    "compare_smollm2_text": (
+        ("frozen", "prompt", "IDPG", "LOPA", "LoRA", "full"),
+        {"SST-2": "sst2", "E2E": "e2e"}),
+    "compare_smollm2_e2e": (
+        (*SHARED_WITH_TEXT, "prefix-5", "prefix-10", "adapter", "top-2"),
+        {"E2E": "e2e"})}
+COMPARISON_FILES = {
+    "MBPP_FILE": "mbpp/mbpp_release_v1.jsonl",
+    "CRUXEVAL_FILE": "cruxeval/cruxeval.jsonl",
+    "SST2_TRAIN_FILE": "sst2/train.tsv", "SST2_DEV_FILE": "sst2/dev.tsv",
+    "E2E_TRAIN_FILE": "e2e/train.txt.gz", "E2E_TEST_FILE": "e2e/test.txt.gz",
+    "ENCODER_PATH": "encoder"}
+
+
+@pytest.fixture
+def compared(configure, shared_data):
+  """The arguments of `compare` as a run file has them."""
+
+  def read(run):
+    head = (CONFIGS / f"runs/{run}.gin").read_text().split("# Expected")[0]
+    return configure(
+        f"runs/{run}", INITIAL_CHECKPOINT_PATH="base", COMPARE_OUTPUT_DIR="out",
+        **{name: str(shared_data / path)
+           for name, path in COMPARISON_FILES.items() if name in head}
+    ).get_bindings(compare_methods.compare)
+
+  return read
+
+
+@pytest.mark.parametrize("run", COMPARISONS)
+def test_comparisons_on_smollm2(compared, run):
   """compare_smollm2: every cell's files go together and name the right task."""
-  names = {"MBPP_FILE": "mbpp/mbpp_release_v1.jsonl",
-           "CRUXEVAL_FILE": "cruxeval/cruxeval.jsonl"} if "code" in run else {
-               "SST2_TRAIN_FILE": "sst2/train.tsv",
-               "SST2_DEV_FILE": "sst2/dev.tsv",
-               "E2E_TRAIN_FILE": "e2e/train.txt.gz",
-               "E2E_DEV_FILE": "e2e/valid.txt.gz"}
-  gin = configure(
-      f"runs/{run}", INITIAL_CHECKPOINT_PATH="base", ENCODER_PATH="encoder",
-      COMPARE_OUTPUT_DIR="out",
-      **{name: str(shared_data / path) for name, path in names.items()})
-  given = gin.get_bindings(compare_methods.compare)
+  given = compared(run)
+  methods, tasks_of_it = COMPARISONS[run]
   setting = cells.Setting("base", 1, 1, 1, None, "cache")
   found = {
       (method, task): cells.look(cells.Cell(
@@ -365,5 +404,15 @@ def test_comparisons_on_smollm2(configure, shared_data, run, tasks_of_it):
       for method in given["methods"] for task in given["tasks"]}
   assert found == {
       (method, task): (name, method != "frozen")
-      for method in ("frozen", "prompt", "IDPG", "LOPA", "LoRA", "full")
-      for task, name in tasks_of_it.items()}
+      for method in methods for task, name in tasks_of_it.items()}
+
+
+def test_two_comparisons_on_e2e_share_cells(compared):
+  """What a cell is made with, `cells.run`, is the same in both."""
+  text, e2e = compared("compare_smollm2_text"), compared("compare_smollm2_e2e")
+  for given in (text, e2e):
+    given["methods"] = {
+        name: given["methods"][name] for name in SHARED_WITH_TEXT}
+    given["tasks"] = {"E2E": given["tasks"]["E2E"]}
+    del given["seeds"]
+  assert text == e2e

@@ -11,6 +11,7 @@ is what the next one reads, so that a cell goes on where it was interrupted:
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
+import numbers
 import os
 import time
 from typing import Any
@@ -146,7 +147,9 @@ def judge(cell: Cell, setting: Setting) -> dict[str, Any]:
   """The figure of what was trained.
 
   Returns:
-    `metric`, `value` in percent and, where each problem has one, `values`.
+    `metric`, the task's first, and its `value`; `other metrics` of the task by
+    name, if there are any; and, where each problem has a value, `values` in
+    percent.
   """
   name, _ = look(cell, setting)
   macros = {
@@ -167,9 +170,17 @@ def judge(cell: Cell, setting: Setting) -> dict[str, Any]:
     return benchmarks.score(
         inputs.members(dataset)[0][0], dataset.split, cell.path("judged"))
   results = command_line.call(eval_command.evaluate)
-  metric, value = next(iter(results.items()))
-  found = {"metric": metric.rpartition("/")[2], "value": value}
-  return found | _values_of(cell, name)
+  return _figures(results) | _values_of(cell, name)
+
+
+def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
+  """What `eval` found, without the texts that some tasks show."""
+  task = next(iter(results)).rpartition("/")[0]
+  (metric, value), *others = (
+      (name.removeprefix(f"{task}/"), value) for name, value in results.items()
+      if isinstance(value, numbers.Real))
+  found = {"metric": metric, "value": value}
+  return found | ({"other metrics": dict(others)} if others else {})
 
 
 def trained_result(cell: Cell, setting: Setting):

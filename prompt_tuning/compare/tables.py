@@ -15,6 +15,9 @@ from prompt_tuning.train import comparison, reporting
 TABLE, RECORDS, PICTURE = (
     f"comparison.{suffix}" for suffix in ("md", "json", "png"))
 
+# What runs from 0 to about 10 has a decimal more than percents, as in papers.
+_DECIMALS = {"cider": 2, "nist": 2}
+
 
 def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """What several seeds of one method on one task say together.
@@ -23,22 +26,32 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     records: of `cells.run`.
 
   Returns:
-    `metric`; `value`, the mean over seeds; `deviation` of several seeds, the
-    sample's (n - 1); `interval_95` over problems where each has a value, of
-    its mean over seeds; and `seeds`.
+    `metric`, the task's first; its `value`, the mean over seeds; `deviation` of
+    several seeds, the sample's (n - 1); `interval_95` over problems where each
+    has a value, of its mean over seeds; `seeds`; and, if the task has several,
+    the `other metrics` by name, each with `value` and `deviation`.
   """
-  values = [one["value"] for one in records]
+  first = records[0]
   found = {
-      "method": records[0]["method"], "task": records[0]["task"],
-      "metric": records[0]["metric"], "value": float(np.mean(values)),
-      "seeds": len(values),
-      "trained parameters": records[0]["trained parameters"]}
-  if len(values) > 1:
-    found["deviation"] = float(np.std(values, ddof=1))
+      "method": first["method"], "task": first["task"],
+      "metric": first["metric"], **_over_seeds(
+          [one["value"] for one in records]),
+      "seeds": len(records), "trained parameters": first["trained parameters"]}
   if all("values" in one for one in records):
     of_problem = np.mean([one["values"] for one in records], axis=0)
     found["problems"] = len(of_problem)
     found["interval_95"] = list(pass_at_k.bootstrap_interval(of_problem))
+  if "other metrics" in first:
+    found["other metrics"] = {
+        name: _over_seeds([one["other metrics"][name] for one in records])
+        for name in first["other metrics"]}
+  return found
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, float]:
+  found = {"value": float(np.mean(values))}
+  if len(values) > 1:
+    found["deviation"] = float(np.std(values, ddof=1))
   return found
 
 
@@ -69,30 +82,33 @@ def write(
 
 
 def markdown(found: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
-  """A row a method, a column a task, and a line that says what is in them."""
+  """A row a method, a column each metric of a task, and what is in them."""
   rows: dict[str, dict[str, str]] = {}
   for (method, task), one in found.items():
     row = rows.setdefault(method, {
         "method": method, "trained": f"{one['trained parameters']:,}"})
-    row[f"{task} ({one['metric']})"] = cell_text(one)
+    metrics = {one["metric"]: one, **one.get("other metrics", {})}
+    for metric, of_metric in metrics.items():
+      row[f"{task} ({metric})"] = cell_text(
+          of_metric, _DECIMALS.get(metric, 1))
   return comparison.markdown(list(rows.values())) + (
       "\n± is the deviation over seeds, [ ] the 95 % interval over problems.\n")
 
 
-def cell_text(one: Mapping[str, Any]) -> str:
+def cell_text(one: Mapping[str, Any], decimals: int = 1) -> str:
   """`52.1 [45.0, 59.2]`, or `84.4 ± 0.8` of several seeds."""
-  text = f"{one['value']:.1f}"
+  text = f"{one['value']:.{decimals}f}"
   if "deviation" in one:
-    return f"{text} ± {one['deviation']:.1f}"
+    return f"{text} ± {one['deviation']:.{decimals}f}"
   if "interval_95" in one:
     low, high = one["interval_95"]
-    return f"{text} [{low:.1f}, {high:.1f}]"
+    return f"{text} [{low:.{decimals}f}, {high:.{decimals}f}]"
   return text
 
 
 def picture(
     found: Mapping[tuple[str, str], Mapping[str, Any]], title: str) -> bytes:
-  """A panel a task, a bar a method: the figures with what `cell_text` adds."""
+  """A panel a task, a bar a method: its first metric as `cell_text` has it."""
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 

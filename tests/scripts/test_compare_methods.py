@@ -7,6 +7,7 @@ numpy for means and deviations.
 import hashlib
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,13 @@ from prompt_tuning import errors
 from prompt_tuning.checkpoints import base
 from prompt_tuning.compare import benchmarks, cells, entries, tables
 from prompt_tuning.data import code_tasks
+from prompt_tuning.metrics import (
+  bleu_mteval13a,
+  cider,
+  meteor,
+  nist,
+  rouge_l,
+)
 
 CONFIGS = "prompt_tuning/configs"
 
@@ -184,6 +192,37 @@ def test_a_prefix_is_put_to_use_from_its_run(
       base.fingerprint(tiny_llama).encode()).hexdigest()
 
 
+def test_every_metric_of_a_task_is_kept(flags, command, tmp_path):
+  """Oracle: the metrics' functions on the predictions and the file's lines."""
+  lines = [(f"name : {name}", f" {name} is x + {i} .")
+           for name in ("f", "assert", "return") for i in range(2)]
+  (tmp_path / "e2e.txt").write_text(
+      "".join(f"{table}||{text}\n" for table, text in lines))
+  outcome = command("compare", *flags(
+      COMPARE_OUTPUT_DIR=str(tmp_path), ONLY_METHODS=["frozen"],
+      TASKS={"E2E": [
+          "models/decoding/greedy.gin", "tasks/e2e_five_metrics.gin", {
+              "VALIDATION_FILE": str(tmp_path / "e2e.txt"),
+              "TASK_FEATURE_LENGTHS": {"inputs": 48, "targets": 8}}]}))
+  assert outcome.status == 0, outcome.err
+  cell = tmp_path / "task=E2E" / "method=frozen" / "seed=0"
+  record = json.loads((cell / "result.json").read_text())
+  [file] = cell.glob("judged/inference_eval/e2e-0*.jsonl")
+  rows = [json.loads(line) for line in file.read_text().splitlines()]
+  references = [[text.strip() for table, text in lines
+                 if f"{table}\nText:" == row["input"]] for row in rows]
+  assert list(map(len, references)) == [2, 2, 2]
+  expected = {}
+  for metric in (bleu_mteval13a.bleu_mteval13a, nist.nist, meteor.meteor,
+                 rouge_l.rouge_l, cider.cider):
+    expected |= metric(references, [row["prediction"] for row in rows])
+  found = {record["metric"]: record["value"], **record["other metrics"]}
+  assert found == pytest.approx(expected)
+  assert list(found) == list(expected)
+  header = outcome.result.splitlines()[0]
+  assert re.findall(r"E2E \((\w+)\)", header) == list(expected)
+
+
 def test_code_runs_only_with_the_word(flags, command, tmp_path):
   outcome = command("compare", *flags(COMPARE_OUTPUT_DIR=str(tmp_path)))
   assert outcome.status == 2 and "EXECUTE_CODE=True" in outcome.err
@@ -243,6 +282,26 @@ def test_several_seeds_are_a_mean_and_a_deviation():
   # Binomial: 50 ± 1.96 * 5.
   assert abs(low - 40.2) < 1.5 and abs(high - 59.8) < 1.5
   assert tables.cell_text(single) == f"50.0 [{low:.1f}, {high:.1f}]"
+
+
+def test_a_table_has_a_column_for_each_metric():
+  record = {"method": "m", "task": "E2E", "metric": "bleu",
+            "trained parameters": 1_000}
+  one = tables.summary([
+      {**record, "value": 10 * v, "other metrics": {"nist": v, "rouge_l": v}}
+      for v in (1.0, 2.0, 6.0)])
+  deviation = np.std([1, 2, 6], ddof=1)
+  assert one["other metrics"]["nist"] == {
+      "value": 3.0, "deviation": pytest.approx(deviation)}
+  other = tables.summary([{**record, "task": "SST-2", "value": 7.0}])
+  header, _, row, *_ = tables.markdown(
+      {("m", "E2E"): one, ("m", "SST-2"): other}).splitlines()
+  assert re.split(r" *\| *", header)[1:-1] == [
+      "method", "trained", "E2E (bleu)", "E2E (nist)", "E2E (rouge_l)",
+      "SST-2 (bleu)"]
+  assert re.split(r" *\| *", row)[1:-1] == [
+      "m", "1,000", f"30.0 ± {10 * deviation:.1f}", f"3.00 ± {deviation:.2f}",
+      f"3.0 ± {deviation:.1f}", "7.0"]
 
 
 def test_bindings_go_where_their_file_goes():
