@@ -13,7 +13,7 @@ from prompt_tuning import command_line
 from prompt_tuning.checkpoints import base_config, families
 from prompt_tuning.checkpoints.families import config_json
 from prompt_tuning.models import encoder_decoder
-from prompt_tuning.train import epochs
+from prompt_tuning.train import epochs, settings
 from prompt_tuning.train import state as state_lib
 
 CONFIGS = command_line.PACKAGE / "configs"
@@ -142,3 +142,22 @@ def test_runs_on_summaries(configure, clean_gin, tmp_path, name):
   prefixes, _ = state_lib.split(
       model.abstract()[0], command_line.macro("TRAINABLE_REGEX"))
   assert sizes(prefixes) == trained
+
+
+def test_a_run_on_few_summaries(configure, clean_gin, tmp_path):
+  for split in ("train", "val"):
+    for side in ("source", "target"):
+      (tmp_path / f"{split}.{side}").write_text("a text\n" * 70)
+  configure(
+      "models/bart_large", "prompts/prefix", "runs/prefix_low_data_xsum", PATH,
+      SCAN, "--gin.MODEL_DIR='run'", "--gin.LOW_DATA_SEED=3",
+      f"--gin.SOURCE_TARGET_FOLDER={str(tmp_path)!r}")
+  for macro, value in {"TRAIN_STEPS": 400, "WARMUP_STEPS": 100,
+                       "EVAL_PERIOD": 50, "BATCH_SIZE": 10}.items():
+    assert clean_gin.query_parameter(f"%{macro}") == value
+  for scope, count in (("train", 50), ("train_eval", 15)):
+    with clean_gin.config_scope(scope):
+      dataset = clean_gin.get_configurable(settings.DatasetConfig)()
+    task = dataset.mixture_or_task_name
+    assert task.name == "xsum_50_3"
+    assert len(list(task.examples(dataset.split))) == count

@@ -343,6 +343,26 @@ def test_summaries(configure, tmp_path, name, lengths):
   assert found["rougeL_stemmed"] == 100.0
 
 
+def test_few_examples(configure, tmp_path):
+  """prefix_low_data on tasks/`low_data`: section 7.4, the code's defaults."""
+  (tmp_path / "train_formatted.jsonl").write_text("".join(
+      f'{{"context": "a", "completion": "b {i}"}}\n' for i in range(120)))
+  gin = configure(
+      "models/gpt2_medium", "prompts/prefix", "prompts/prefix_from_words",
+      "runs/prefix_low_data", MODEL_DIR="run", INITIAL_CHECKPOINT_PATH="base",
+      NLG_FOLDER=str(tmp_path), LOW_DATA_EXAMPLES=100)
+  for macro, value in (("TRAIN_STEPS", 400), ("EVAL_PERIOD", 50),
+                       ("PREFIX_TEXT", " summarize"), ("BATCH_SIZE", 10)):
+    assert gin.query_parameter(f"%{macro}") == value
+  schedule = gin.get_configurable(schedules.linear_decay)()
+  np.testing.assert_allclose(
+      [schedule(step) for step in (0, 50, 100, 250, 400)],
+      [0.0, 2.5e-5, 5e-5, 2.5e-5, 0.0], atol=1e-12)
+  task, examples = read_task(gin, "train")
+  assert (task.name, len(examples)) == ("nlg_e2e_100_0", 100)
+  assert examples[0]["inputs"] == " a <|endoftext|>"
+
+
 @pytest.mark.parametrize("name,expected", [
     ("mbpp", {"temperature": 0.6, "top_k": 50, "top_p": 0.95}),
     ("cruxeval", {"temperature": 0.2, "top_k": 50, "top_p": 0.95}),

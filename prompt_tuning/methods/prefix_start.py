@@ -67,6 +67,16 @@ def from_words(text: str, vocabulary) -> Start:
   return start
 
 
+def count_tokens(text: str, vocabulary) -> int:
+  """How many tokens a text has, for a prefix as long as the words it starts as.
+
+  Args:
+    text: see `from_words`.
+    vocabulary: see `from_words`.
+  """
+  return len(vocabulary.encode(text))
+
+
 def from_file(path: str, base_path: str) -> Start:
   """A saved prefix: a `.npy` file, or the folder of a PEFT adapter.
 

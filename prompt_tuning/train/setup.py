@@ -127,12 +127,10 @@ def prepare(
   if wanted:
     values |= state_lib.flatten(
         base.load_base(restore.path, state_lib.unflatten(wanted)))
+  initialized = tuple(
+      path for path in flat if path not in known and path not in given)
   if prompt_file is None:
-    values |= {
-        path: jax.device_put(array, flat[path].sharding)
-        for path, array in prefix_start.values(
-            model.module, state_lib.unflatten(values),
-            frozenset(values) - set(flat) | set(given) | known).items()}
+    values |= _started(model, values, initialized, flat)
   return Weights(
       trainable=state_lib.unflatten({k: values[k] for k in flat}),
       frozen=state_lib.unflatten(
@@ -141,9 +139,34 @@ def prepare(
       base_step=(int(getattr(source, "step", None) or 0)
                  if restore.step is None else restore.step),
       base_name=_base_name(restore.path), base_fingerprint=fingerprint,
-      initialized=tuple(
-          path for path in flat if path not in known and path not in given),
-      source=source)
+      initialized=initialized, source=source)
+
+
+def started_prefixes(
+    model, trainable: dict[str, jax.Array], weights: Weights
+) -> dict[str, jax.Array]:
+  """What the prefixes that have a `start` begin as.
+
+  Args:
+    model: see `prepare`.
+    trainable: other initial values than those of `weights`, by path.
+    weights: gives everything else.
+
+  Returns:
+    Parameters by path; see `prefix_start.values`.
+  """
+  return _started(
+      model, state_lib.flatten(weights.frozen) | trainable,
+      weights.initialized, trainable)
+
+
+def _started(model, values, initialized, placed):
+  """`prefix_start.values`, each where `placed` has its parameter."""
+  return {
+      path: jax.device_put(array, placed[path].sharding)
+      for path, array in prefix_start.values(
+          model.module, state_lib.unflatten(values),
+          frozenset(values) - set(initialized)).items()}
 
 
 def _encoder_weights(model) -> dict[str, Any]:

@@ -311,8 +311,9 @@ def _weights(together, restore, patterns, mesh) -> setup.Weights:
     if id(one.model) not in make:
       make[id(one.model)] = setup.initializer(
           one.model, weights.initialized, weights.trainable_shardings)
-    values = make[id(one.model)](jax.random.PRNGKey(one.seed))
-    trees.append(state_lib.unflatten({**start, **values}))
+    values = {**start, **make[id(one.model)](jax.random.PRNGKey(one.seed))}
+    values |= setup.started_prefixes(one.model, values, weights)
+    trees.append(state_lib.unflatten(values))
   shardings = stacked.shardings(weights.trainable_shardings)
   return dataclasses.replace(
       weights, trainable_shardings=shardings,
