@@ -118,6 +118,31 @@ def test_a_later_run_has_the_loss_of_training(
       -sum(scores) / (TARGET_TOKENS * len(scores)), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["infer", "train"])
+def test_a_prefix_of_another_geometry_is_one_sentence(
+    command, tiny_flags, tiny_causal, tmp_path, name):
+  """To be used, or to start from: 16 numbers a position are of one layer."""
+  np.save(tmp_path / "other.npy", np.zeros((5, 16), np.float32))
+  path, prompts = str(tmp_path / "other.npy"), f"{CONFIGS}/prompts"
+  if name == "train":
+    given = flags(
+        tiny_flags, tiny_causal, "prompt_finetune", PLAIN,
+        f"{prompts}/prefix.gin", f"{prompts}/prefix_from_file.gin",
+        MODEL_DIR=str(tmp_path / "run"), PREFIX_FILE=path, **STEPS)
+  else:
+    given = [*flags(
+        tiny_flags, tiny_causal, "prompt_infer", PLAIN, f"{prompts}/prefix.gin",
+        PROMPT_FILE=path, INFER_OUTPUT_DIR=str(tmp_path / "out")),
+             "--gin.PREFIX=@prefix.Prefix",
+             "--gin_bindings=prefix.Prefix.prefix_init = "
+             "@prompt_init/prompts.from_array()"]
+  outcome = command(name, *given)
+  assert outcome.status == 2
+  [line] = outcome.err.splitlines()
+  assert line.startswith("error: ")
+  assert "(5, 16)" in line and "(5, 32)" in line
+
+
 def test_a_full_run_goes_on_bit_for_bit(
     command, tiny_flags, tiny_causal, tmp_path):
   """After an end at step 2 of 3, as one run; one checkpoint stays."""

@@ -123,6 +123,7 @@ _registry: dict[str, str | Factory] = {
         "mbpp", "cruxeval_input_prediction", "cruxeval_output_prediction")},
     **{name: f"prompt_tuning.data.table_tasks:{name}" for name in (
         "nlg_e2e", "nlg_webnlg", "nlg_dart")},
+    "source_target": "prompt_tuning.data.source_target:source_target",
 }
 
 # Modules of published tasks. Each has the tables TASKS (name to factory) and

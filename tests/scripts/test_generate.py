@@ -5,6 +5,7 @@ benchmarks' own programs read.
 """
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -180,6 +181,31 @@ def test_tables_write_what_their_measures_read(beams):
   assert lines("hypothesis_all") == [
       table_tasks.spaced(table_tasks.hypothesis(texts[i][0]))
       for i in range(10)]
+
+
+def test_an_interrupted_search_goes_on(generate, beams, tmp_path):
+  """Of tables by beams. Oracle: every file that the unbroken run wrote."""
+  names = [path.rsplit("/", 1)[1] for path in beams.result[:2]]
+  whole, facts = (open(path, "rb").read() for path in beams.result[:2])
+  kept = whole.splitlines(keepends=True)
+  (tmp_path / names[0]).write_bytes(kept[0] + kept[1] + kept[2][:7])
+  (tmp_path / names[1]).write_bytes(facts)
+  again = generate("nlg_webnlg", "nlg", NUM_BEAMS=2,
+                   GENERATE_OUTPUT_DIR=str(tmp_path))
+  assert again.status == 0, again.err
+  assert "8 of 10 examples to go" in again.out
+  folder = beams.result[0].rsplit("/", 1)[0]
+  assert len(again.result) == len(beams.result) > 20
+  for path in again.result:
+    other = path.replace(str(tmp_path), folder)
+    assert open(path, "rb").read() == open(other, "rb").read(), path
+
+
+def test_more_beams_than_tokens_is_one_sentence(generate):
+  outcome = generate("nlg_webnlg", "nlg", NUM_BEAMS=4000)
+  assert outcome.status == 2
+  [line] = outcome.err.splitlines()
+  assert re.search(r"num_beams is 4000 and the vocabulary has \d+", line)
 
 
 def test_a_missing_file_and_too_long_texts_are_one_sentence(

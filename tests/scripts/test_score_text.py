@@ -155,10 +155,16 @@ def test_real_rows(run, shared_data):
     (["--references", "ref", "--first_references", "0"], "leaves none"),
     (["--references", "ref", "--layout", "ids"], "out line 1 has no '||'"),
     (["--references", "ref", "--json", "no/where.json"], "no/where.json"),
+    (["--references", "three"], "out has 2 outputs and three references for 3"),
+    (["--references", "ref", "three"],
+     "out has 2 outputs and three references for 3"),
+    (["--references", "blank", "blank"], "entry 2 has no reference"),
+    (["--references", "ref", "--outputs", "nothing"], "nothing is empty"),
 ])
 def test_mistakes_are_one_sentence(run, capsys, tmp_path, arguments, sentence):
   with pytest.raises(SystemExit) as leaving:
-    run(*arguments, out="a\nb\n", ref="c\nd\n", kinds="Food\nFood\nFood\n")
+    run(*arguments, out="a\nb\n", ref="c\nd\n", kinds="Food\nFood\nFood\n",
+        three="c\nd\ne\n", blank="c\n\n", nothing="")
   assert leaving.value.code == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: ") and sentence in line
