@@ -1,12 +1,15 @@
 """Every figure of prefix tuning's paper is in one gin file's header.
 
-Oracle: tables 1 to 4 of Li & Liang 2021 (arXiv 2101.00190), and the prefixes
+Oracle: tables 1 to 5 of Li & Liang 2021 (arXiv 2101.00190), and the prefixes
 of Hu et al. 2021 (arXiv 2106.09685).
 """
 
 import pytest
 
 from prompt_tuning import command_line
+from prompt_tuning.models import decoder_only
+from prompt_tuning.train import epochs
+from prompt_tuning.train import state as state_lib
 
 CONFIGS = command_line.PACKAGE / "configs"
 
@@ -59,3 +62,64 @@ def test_rows_are_in_one_header(headers, name):
   for row in FIGURES[name]:
     assert [file for file, text in headers.items() if row in text] == [name]
     assert headers[name].count(row) == 1
+
+
+# Rates, epochs and batches behind the figures, or the methods, of table 5.
+SETTINGS = {
+    "runs/prefix_e2e": (
+        "2.49 8e-5, 5, 10", "2.47 5e-5, 5, 10", "2.41 5e-5, 5, 10",
+        "2.47 5e-5, 5, 5 (3 %)", "2.40 8e-5, 10, 5 (0.1 %)"),
+    "runs/prefix_webnlg": (
+        "prompts/full.gin 1e-5, 10, 6", "prompts/top_layers.gin 5e-5, 10, 9",
+        "prompts/adapter.gin 5e-5, 5, 5 (3 %)",
+        "prompts/adapter.gin 5e-5, 10, 5 (0.1 %)"),
+    "runs/prefix_dart": (
+        "46.4 .38 .46 .50 .94 .39 5e-5, 10, 5",
+        "46.2 .39 .46 .50 .94 .39 1e-5, 10, 6",
+        "41.0 .34 .56 .43 .93 .21 5e-5, 5, 5",
+        "45.2 .38 .46 .50 .94 .39 5e-5, 5, 5 (3 %)",
+        "42.4 .36 .48 .47 .94 .33 8e-5, 5, 5 (0.1 %)")}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_are_table_fives(headers, name):
+  for row in SETTINGS[name]:
+    assert row in headers[name]
+
+
+# How a header says that other methods are run, and what they then train: a
+# closed form of GPT-2 medium's sizes, and its share of 354,823,168.
+METHODS = {
+    "full": ([], 354_823_168, 1.0),
+    "3 %": (["ADAPTER_DESIGN='projections'", "ADAPTER_WIDTH=100"],
+            48 * (2 * 1024 * 100 + 100 + 1024), 0.028),
+    "0.1 %": (["ADAPTER_WIDTH=6"],
+              24 * (2 * 1024 * 6 + 6 + 1024 + 2 * 1024), 0.001)}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_methods_in_the_place_of_a_prefix(clean_gin, tmp_path, method):
+  flags, count, share = METHODS[method]
+  (tmp_path / "train_formatted.jsonl").write_text(
+      '{"context": "a", "completion": "b"}\n' * 17)
+  command_line.configure([
+      *(f"--gin_file={CONFIGS}/{name}.gin" for name in (
+          "models/gpt2_medium",
+          f"prompts/{'full' if method == 'full' else 'adapter'}",
+          "runs/prefix_e2e")),
+      *(f"--gin.{flag}" for flag in (
+          *flags, "SCAN_LAYERS=True", "LEARNING_RATE=1e-4", "TRAIN_EPOCHS=10",
+          "BATCH_SIZE=5", "LOSS_NORMALIZING_FACTOR='num_tokens'",
+          "MODEL_DIR='run'", "INITIAL_CHECKPOINT_PATH='base'",
+          f"NLG_FOLDER={str(tmp_path)!r}"))])
+  model = clean_gin.get_configurable(decoder_only.DecoderOnlyModel)()
+  assert model.loss_normalizing_factor == "num_tokens"
+  trained, _ = state_lib.split(
+      model.abstract()[0], command_line.macro("TRAINABLE_REGEX"))
+  sizes = sum(leaf.size for leaf in state_lib.flatten(trained).values())
+  assert sizes == count
+  assert round(sizes / 354_823_168, 3) == share
+  assert command_line.macro("WEIGHT_DECAY") == 0.0
+  assert command_line.macro("WARMUP_STEPS") == 0
+  with clean_gin.config_scope("whole"):
+    assert clean_gin.get_configurable(epochs.steps)() == 10 * 4

@@ -317,7 +317,7 @@ def test_xsum_on_gpt2(clean_gin, tmp_path):
   command_line.configure([
       *(f"--gin_file={CONFIGS}/{name}.gin" for name in (
           "models/gpt2_medium", "prompts/prefix", "runs/prefix_xsum")),
-      "--gin.LOSS_NORMALIZING_FACTOR=%BATCH_SIZE", "--gin.DROPOUT_RATE=0.0",
+      "--gin.LOSS_NORMALIZING_FACTOR=%BATCH_SIZE",
       "--gin.SEPARATOR='<|endoftext|>'", "--gin.PREFIX_HIDDEN_DIM=512",
       "--gin.TASK_FEATURE_LENGTHS={'inputs': 513, 'targets': 61}",
       "--gin.INITIAL_CHECKPOINT_PATH='base'", "--gin.MODEL_DIR='run'",
