@@ -6,6 +6,7 @@ benchmarks' own programs read.
 
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -199,6 +200,42 @@ def test_an_interrupted_search_goes_on(generate, beams, tmp_path):
   for path in again.result:
     other = path.replace(str(tmp_path), folder)
     assert open(path, "rb").read() == open(other, "rb").read(), path
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on(process, flags, tmp_path):
+  """Oracle: the files of a run that nobody killed."""
+  (tmp_path / "test_formatted.jsonl").write_text("".join(
+      json.dumps({"context": f"x : is : {i}", "completion": f"x is {i} ."})
+      + "\n" for i in range(300)))
+
+  def start(folder):
+    return process("scripts.generate", *flags(
+        MODEL, "models/decoding/nlg", "tasks/nlg_dart", "runs/generate",
+        task="nlg_dart", NLG_FOLDER=str(tmp_path), NUM_BEAMS=2, BATCH_SIZE=1,
+        PROMPT_FILE=None, TASK_FEATURE_LENGTHS=LENGTHS,
+        GENERATE_OUTPUT_DIR=str(tmp_path / folder)))
+
+  texts = tmp_path / "out" / "nlg_dart-generations.jsonl"
+  child = start("out")
+  while child.poll() is None and not (
+      texts.exists() and texts.stat().st_size):
+    time.sleep(0.01)
+  child.kill()
+  child.wait()
+  done = texts.read_bytes().count(b"\n")
+  assert 0 < done < 300
+  again, unbroken = start("out"), start("unbroken")
+  assert f"{300 - done} of 300 examples to go" in again.communicate()[0]
+  unbroken.communicate()
+  assert again.returncode == unbroken.returncode == 0
+  files = [path.relative_to(tmp_path / "unbroken")
+           for path in (tmp_path / "unbroken").rglob("*")
+           if path.is_file() and "cache" not in path.parts]
+  assert len(files) == 2 + 2 + 1 + 6
+  for file in files:
+    assert (tmp_path / "out" / file).read_bytes() == (
+        tmp_path / "unbroken" / file).read_bytes(), file
 
 
 def test_more_beams_than_tokens_is_one_sentence(generate):
