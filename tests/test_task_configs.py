@@ -6,6 +6,7 @@ Oracles: the data's own files, and the numbers of PEFT's tutorial.
 import gzip
 import math
 import re
+import shlex
 
 import jax.numpy as jnp
 import numpy as np
@@ -281,6 +282,25 @@ def test_prefix_tunings_runs_on_tables(
   task, examples = read_task(gin, "train")
   assert task.name == name.replace("prefix", "nlg")
   assert examples[0]["inputs"] == " a <|endoftext|>"
+
+
+def test_webnlgs_texts_by_the_command_of_its_run(configure, clean_gin):
+  """prefix_webnlg's second command: as it was trained, on the test set."""
+  head = (CONFIGS / "runs/prefix_webnlg.gin").read_text()
+  command = head.split("scripts.generate\n#")[1].split("#   python")[0]
+  flags = shlex.split(command.replace("\n#", " "))
+  clean_gin.clear_config()
+  command_line.configure(flags)
+  gin = clean_gin
+  assert gin.query_parameter("%RUN_DIR") == "runs/prefix_webnlg"
+  assert gin.query_parameter("%EVAL_SPLIT") == "test"
+  used = {name: gin.query_parameter(f"%{name}") for name in (
+      "PREFIX_LENGTH", "TEMPLATE", "TASK_FEATURE_LENGTHS", "NLG_FOLDER")}
+  clean_gin.clear_config()
+  configure(
+      "models/gpt2_medium", "prompts/prefix", "runs/prefix_webnlg",
+      MODEL_DIR="run", INITIAL_CHECKPOINT_PATH="base", NLG_FOLDER="webnlg")
+  assert used == {name: gin.query_parameter(f"%{name}") for name in used}
 
 
 @pytest.mark.parametrize("name,macro,expected", [

@@ -174,7 +174,8 @@ def _triples_files(
 ) -> dict[str, str]:
   """As eval.py of WebNLG/GenerationEval reads them: 6 files of references.
 
-  Where categories are known there are files of seen and unseen ones, too.
+  Where categories are known there are files of seen and unseen ones, too, and
+  categories.txt, by which `scripts.score_text` makes both in one go.
   """
   rows = [(example, several[0]) for example, several in zip(
       examples, texts, strict=True)]
@@ -184,6 +185,9 @@ def _triples_files(
       sets[name] = [row for row in rows if row[0]["cate"] is kind]
   found = {"raw.txt": _lines(text for _, text in rows),
            "context.txt": _lines(example["context"] for example, _ in rows)}
+  if len(sets) > 1:
+    found["categories.txt"] = _lines(
+        "seen" if example["cate"] else "unseen" for example, _ in rows)
   for name, part in sets.items():
     found[f"hypothesis_{name}"] = _lines(
         spaced(hypothesis(text)) for _, text in part)

@@ -236,7 +236,8 @@ def test_files_for_webnlgs_measures():
   assert files["references_all/reference0"] == "the b , of a .\nf\n"
   assert files["references_all/reference1"] == "it ' s c\nf\n"
   assert files["references_seen/reference5"] == "the b , of a .\n"
-  assert len(files) == 2 + 3 * (1 + 6)
+  assert files["categories.txt"] == "seen\nunseen\n"
+  assert len(files) == 3 + 3 * (1 + 6)
 
 
 def test_dart_has_no_categories():

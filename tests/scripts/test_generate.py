@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from prompt_tuning.data import table_tasks, token_ids
+from prompt_tuning.scripts import score_text
 
 CONFIGS = "prompt_tuning/configs"
 MODEL = "models/causal_lm_from_checkpoint"
@@ -243,6 +244,27 @@ def test_more_beams_than_tokens_is_one_sentence(generate):
   assert outcome.status == 2
   [line] = outcome.err.splitlines()
   assert re.search(r"num_beams is 4000 and the vocabulary has \d+", line)
+
+
+def test_one_command_scores_seen_and_unseen_tables(
+    beams, monkeypatch, tmp_path):
+  """Oracle: the scores of the files of one kind by themselves."""
+  monkeypatch.chdir(beams.result[0].rsplit("/", 1)[0])
+
+  def scores(kind, *arguments):
+    report = tmp_path / f"{kind}.json"
+    score_text.main([
+        "--outputs", f"hypothesis_{kind}", "--references",
+        *(f"references_{kind}/reference{i}" for i in range(3)),
+        "--metrics=ter_webnlg,meteor", "--json", str(report), *arguments])
+    return json.loads(report.read_text())["splits"]
+
+  found = scores("all", "--categories", "categories.txt")
+  assert [found[name]["outputs"] for name in ("all", "seen", "unseen")] == [
+      10, 3, 7]
+  for kind in ("seen", "unseen"):
+    assert found[kind] == scores(kind)["all"]
+  assert found["seen"]["scores"] != found["unseen"]["scores"]
 
 
 def test_a_missing_file_and_too_long_texts_are_one_sentence(
