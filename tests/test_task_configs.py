@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from prompt_tuning import command_line, errors
-from prompt_tuning.compare import cells
+from prompt_tuning.compare import cells, entries
 from prompt_tuning.data import tasks
 from prompt_tuning.decoding import beam, sampling
 from prompt_tuning.scripts import compare_methods
@@ -407,6 +407,9 @@ COMPARISONS = {
         {"SST-2": "sst2", "E2E": "e2e"}),
     "compare_smollm2_e2e": (
         (*SHARED_WITH_TEXT, "prefix-5", "prefix-10", "adapter", "top-2"),
+        {"E2E": "e2e"}),
+    "compare_smollm2_prefix_lengths": (
+        ("frozen", *(f"prefix-{n}" for n in (1, 5, 10, 20, 40))),
         {"E2E": "e2e"})}
 COMPARISON_FILES = {
     "MBPP_FILE": "mbpp/mbpp_release_v1.jsonl",
@@ -422,6 +425,8 @@ def compared(configure, shared_data):
 
   def read(run):
     head = (CONFIGS / f"runs/{run}.gin").read_text().split("# Expected")[0]
+    if "what compare_smollm2_e2e.gin requires" in head:
+      head += "E2E_TRAIN_FILE E2E_TEST_FILE"
     return configure(
         f"runs/{run}", INITIAL_CHECKPOINT_PATH="base", COMPARE_OUTPUT_DIR="out",
         **{name: str(shared_data / path)
@@ -447,12 +452,23 @@ def test_comparisons_on_smollm2(compared, run):
       for method in methods for task, name in tasks_of_it.items()}
 
 
-def test_two_comparisons_on_e2e_share_cells(compared):
+@pytest.mark.parametrize("run,methods", [
+    ("compare_smollm2_text", SHARED_WITH_TEXT),
+    ("compare_smollm2_prefix_lengths", ("frozen", "prefix-5", "prefix-10"))])
+def test_comparisons_on_e2e_share_cells(compared, run, methods):
   """What a cell is made with, `cells.run`, is the same in both."""
-  text, e2e = compared("compare_smollm2_text"), compared("compare_smollm2_e2e")
-  for given in (text, e2e):
-    given["methods"] = {
-        name: given["methods"][name] for name in SHARED_WITH_TEXT}
+  found = [dict(compared(name)) for name in (run, "compare_smollm2_e2e")]
+  for given in found:
+    given["methods"] = {name: given["methods"][name] for name in methods}
     given["tasks"] = {"E2E": given["tasks"]["E2E"]}
-    del given["seeds"]
-  assert text == e2e
+    for name in ("seeds", "picture_axis"):
+      del given[name]
+  assert found[0] == found[1]
+
+
+def test_prefix_lengths_are_on_the_pictures_axis(compared):
+  given = compared("compare_smollm2_prefix_lengths")
+  assert given["picture_axis"] == "PREFIX_LENGTH"
+  for name, method in given["methods"].items():
+    length = entries.bound(method, "PREFIX_LENGTH")
+    assert name == ("frozen" if length is None else f"prefix-{length}")

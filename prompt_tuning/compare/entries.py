@@ -42,6 +42,13 @@ def flags(entries: Entries, keep: Callable[[str], bool] = bool) -> list[str]:
   return files + bindings
 
 
+def bound(entries: Entries, name: str) -> Any:
+  """What bindings of the entries set a name to; None if none does."""
+  values = [entry[name] for entry in entries
+            if isinstance(entry, Mapping) and name in entry]
+  return values[-1] if values else None
+
+
 def is_model(file: str) -> bool:
   """Whether a file sets up a model, and not a method's own modules."""
   return os.path.dirname(file).split("/")[-1] != "prompts"

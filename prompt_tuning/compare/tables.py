@@ -56,7 +56,8 @@ def _over_seeds(values: Sequence[float]) -> dict[str, float]:
 
 
 def write(
-    folder: str, records: Sequence[Mapping[str, Any]], title: str
+    folder: str, records: Sequence[Mapping[str, Any]], title: str,
+    axis: str | None = None, places: Mapping[str, float] | None = None,
 ) -> str:
   """Writes the three files.
 
@@ -64,6 +65,8 @@ def write(
     folder: where to.
     records: of all cells so far, in the order of the table.
     title: of the picture.
+    axis: see `figure`.
+    places: see `figure`.
 
   Returns:
     The table as markdown.
@@ -77,7 +80,9 @@ def write(
   formats.write_whole(os.path.join(folder, RECORDS), (json.dumps({
       "summary": list(found.values()), "cells": list(records),
   }, indent=1) + "\n").encode())
-  formats.write_whole(os.path.join(folder, PICTURE), picture(found, title))
+  file = io.BytesIO()
+  figure(found, title, axis, places).savefig(file, format="png")
+  formats.write_whole(os.path.join(folder, PICTURE), file.getvalue())
   return table
 
 
@@ -106,38 +111,82 @@ def cell_text(one: Mapping[str, Any], decimals: int = 1) -> str:
   return text
 
 
-def picture(
-    found: Mapping[tuple[str, str], Mapping[str, Any]], title: str) -> bytes:
-  """A panel a task, a bar a method: its first metric as `cell_text` has it."""
+def figure(
+    found: Mapping[tuple[str, str], Mapping[str, Any]], title: str,
+    axis: str | None = None, places: Mapping[str, float] | None = None,
+):
+  """A panel a task, of its first metric as `cell_text` has it.
+
+  Args:
+    found: of `summary`, by method and task.
+    title: of all panels.
+    axis: what the methods differ in; None: a bar a method.
+    places: the methods' places on that axis, which a line joins; other methods
+      are level lines.
+
+  Returns:
+    A `matplotlib.figure.Figure`.
+  """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
   methods = list(dict.fromkeys(method for method, _ in found))
   tasks = list(dict.fromkeys(task for _, task in found))
-  figure = Figure(
-      figsize=(1.2 + 2.2 * len(tasks), 1.2 + 0.35 * len(methods)), dpi=150,
+  width, height = (2.2, 1.2 + 0.35 * len(methods)) if axis is None else (
+      3.6, 3.2)
+  made = Figure(
+      figsize=(1.2 + width * len(tasks), height), dpi=150,
       layout="constrained")
-  FigureCanvasAgg(figure)
-  panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
-  for axes, task in zip(panels, tasks):
-    for row, method in enumerate(methods):
-      one = found.get((method, task))
-      if one is not None:
-        axes.barh(row, one["value"], xerr=_error(one), height=0.7,
-                  error_kw={"linewidth": 1, "ecolor": "#444444"},
-                  color=reporting.line_style(row)["color"])
-    axes.set_title(task, loc="left", fontsize=9, fontweight="bold")
-    axes.set_xlabel(next(
-        one["metric"] for (_, name), one in found.items() if name == task),
-        fontsize=8)
-    axes.set_yticks(range(len(methods)), methods, fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-  panels[0].invert_yaxis()
-  figure.suptitle(title, fontsize=9)
-  file = io.BytesIO()
-  figure.savefig(file, format="png")
-  return file.getvalue()
+  FigureCanvasAgg(made)
+  panels = made.subplots(
+      1, len(tasks), squeeze=False, sharey=axis is None)[0]
+  for panel, task in zip(panels, tasks):
+    of_task = {method: found[method, task] for method in methods
+               if (method, task) in found}
+    metric = next(iter(of_task.values()))["metric"]
+    if axis is None:
+      _draw_bars(panel, of_task, methods)
+      panel.set_xlabel(metric, fontsize=8)
+    else:
+      _draw_lines(panel, of_task, methods, places or {})
+      panel.set_xlabel(axis, fontsize=8)
+      panel.set_ylabel(metric, fontsize=8)
+    panel.set_title(task, loc="left", fontsize=9, fontweight="bold")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8)
+  if axis is None:
+    panels[0].invert_yaxis()
+  made.suptitle(title, fontsize=9)
+  return made
+
+
+def _draw_bars(panel, of_task, methods):
+  for row, method in enumerate(methods):
+    if method in of_task:
+      one = of_task[method]
+      panel.barh(row, one["value"], xerr=_error(one), height=0.7,
+                 error_kw={"linewidth": 1, "ecolor": "#444444"},
+                 color=reporting.line_style(row)["color"])
+  panel.set_yticks(range(len(methods)), methods, fontsize=8)
+
+
+def _draw_lines(panel, of_task, methods, places):
+  line = sorted((places[m], of_task[m]["value"], _error(of_task[m]))
+                for m in of_task if m in places)
+  for x, y, error in line:
+    panel.errorbar(x, y, yerr=error, fmt="none", ecolor="#444444", linewidth=1)
+  if line:
+    panel.plot([x for x, _, _ in line], [y for _, y, _ in line], marker="o",
+               markersize=4, **reporting.line_style(0))
+    panel.set_xticks([x for x, _, _ in line])
+  level = [method for method in methods if method not in places]
+  for number, method in enumerate(level, start=1):
+    if method in of_task:
+      panel.axhline(
+          of_task[method]["value"], label=method, linewidth=1.2,
+          **reporting.line_style(number) | {"linestyle": "--"})
+  if level:
+    panel.legend(frameon=False, fontsize=8)
 
 
 def _error(one: Mapping[str, Any]):

@@ -15,6 +15,7 @@ The same command goes on where it was stopped; finished cells are read.
 """
 
 from collections.abc import Mapping, Sequence
+import numbers
 import os
 
 import jax
@@ -38,6 +39,7 @@ def compare(
     execute_code: bool = False,
     only_methods: Sequence[str] | None = None,
     only_tasks: Sequence[str] | None = None,
+    picture_axis: str | None = None,
 ) -> str:
   """Runs every method on every task with every seed.
 
@@ -56,6 +58,8 @@ def compare(
     execute_code: whether programs that the models write may be run.
     only_methods: some of the names; None for all.
     only_tasks: some of the names; None for all.
+    picture_axis: a number that methods' bindings set, such as PREFIX_LENGTH,
+      over which the picture draws a line; None: it has bars.
 
   Returns:
     The table.
@@ -84,6 +88,7 @@ def compare(
                                             ("seed", seed)))))
       for seed in seeds for task in tasks for method in methods]
   every = _wanted(every, setting, execute_code)
+  places = _places(methods, picture_axis)
   records, table = [], ""
   for number, cell in enumerate(every, start=1):
     print(f"\n[{number} of {len(every)}] {cell.method} on {cell.task}, seed "
@@ -98,7 +103,7 @@ def compare(
     table = tables.write(
         output_dir, _in_order(records, methods, tasks),
         f"{os.path.basename(setting.checkpoint)}, {train_steps} steps of "
-        f"{batch_size}")
+        f"{batch_size}", picture_axis, places)
   print(f"\n{table}\n{os.path.relpath(output_dir)}/{tables.RECORDS} has more.")
   return table
 
@@ -110,6 +115,21 @@ def _chosen(found: Mapping, wanted: Sequence[str] | None, macro: str):
           f"{macro} has {name!r}, which is none of {', '.join(found)}.")
   return {name: list(value) for name, value in found.items()
           if wanted is None or name in wanted}
+
+
+def _places(
+    methods: Mapping[str, entries.Entries], axis: str | None
+) -> dict[str, float]:
+  """Where the methods that set the axis's number stand on it."""
+  if axis is None:
+    return {}
+  found = {name: value for name, method in methods.items()
+           if (value := entries.bound(method, axis)) is not None}
+  if not found or not all(isinstance(v, numbers.Real) for v in found.values()):
+    raise errors.UserError(
+        f"PICTURE_AXIS is {axis!r}, which METHODS set to {found}: name a "
+        "number in the bindings of some of them, or None.")
+  return found
 
 
 def _wanted(

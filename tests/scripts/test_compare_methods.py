@@ -304,6 +304,37 @@ def test_a_table_has_a_column_for_each_metric():
       f"3.0 ± {deviation:.1f}", "7.0"]
 
 
+def test_a_picture_over_a_number():
+  """Points in the axis's order with their deviations, a level for the rest."""
+  record = {"task": "E2E", "metric": "bleu", "trained parameters": 0}
+  found = {
+      (method, "E2E"): tables.summary([
+          {**record, "method": method, "value": value} for value in values])
+      for method, values in {
+          "none": (7.0,), "long": (20.0, 22.0), "short": (10.0, 12.0)}.items()}
+  [panel] = tables.figure(
+      found, "title", "PREFIX_LENGTH", {"long": 10, "short": 5}).axes
+  [line] = [one for one in panel.lines if len(one.get_xdata()) == 2
+            and one.get_linestyle() == "-"]
+  assert line.get_xydata().tolist() == [[5, 11], [10, 21]]
+  bars = [bar.get_segments()[0].tolist()
+          for one in panel.containers for bar in one[2]]
+  np.testing.assert_allclose(bars, [
+      [[x, y - 2**0.5], [x, y + 2**0.5]] for x, y in ((5, 11), (10, 21))])
+  [level] = panel.get_legend_handles_labels()[0]
+  assert (level.get_label(), level.get_ydata()[0]) == ("none", 7)
+  assert (panel.get_xlabel(), panel.get_ylabel()) == ("PREFIX_LENGTH", "bleu")
+
+
+def test_an_axis_that_no_method_sets(flags, command, tmp_path):
+  for axis in ("PREFIX_LENGTH", "LORA_TARGETS"):
+    outcome = command("compare", *flags(
+        COMPARE_OUTPUT_DIR=str(tmp_path), ONLY_TASKS=["labels"],
+        PICTURE_AXIS=axis))
+    assert outcome.status == 2 and f"PICTURE_AXIS is '{axis}'" in outcome.err
+  assert not list(tmp_path.glob("task=*"))
+
+
 def test_bindings_go_where_their_file_goes():
   listed = ["models/gpt2.gin", {"A": 1}, "prompts/lora.gin", {"LORA_RANK": 2}]
   assert entries.flags(listed, entries.is_model) == [
