@@ -1,13 +1,21 @@
 """Two files a split: pairs, lengths, and what does not line up.
 
-Oracles: the rule of the authors' datasets, written out; word-level tokenizers
-whose ids are known.
+Oracles: the rule of the authors' datasets, written out, and their calls of
+transformers; ids of bytes.
 """
+
+import json
 
 import pytest
 
 from prompt_tuning import errors
-from prompt_tuning.data import features, source_target, tasks, vocabularies
+from prompt_tuning.data import (
+  features,
+  source_target,
+  tasks,
+  tokenizers,
+  vocabularies,
+)
 
 BYTES = vocabularies.ByteVocabulary()
 
@@ -35,9 +43,9 @@ def test_lines_belong_together(folder):
       {"inputs": "two", "targets": "2"}]
 
 
-def ids(task, lengths, encoding):
+def ids(task, lengths, encoding, vocabulary=BYTES):
   found = features.tokenize(
-      task, "train", BYTES, BYTES, lengths, encoding=encoding)
+      task, "train", vocabulary, vocabulary, lengths, encoding=encoding)
   return [(found.ids("inputs", i).tolist(), found.ids("targets", i).tolist())
           for i in range(len(found))], found.truncated
 
@@ -63,6 +71,60 @@ def test_an_encoder_decoder_reads_the_start_of_a_source(folder):
   a = ord("a") + 3
   assert found == [
       ([a, a + 1, a + 2, a + 3, 1], [ord("p") + 3, ord("q") + 3, 1])]
+
+
+TEXTS = ["short one", "a source of rather many words that is too long . "]
+SPECIAL = {"gpt2": ["<|endoftext|>"], "bart": ["<s>", "<pad>", "</s>"]}
+
+
+def tokenizer_of(kind, folder):
+  """A folder with byte-level BPE as GPT-2's, or in BART's frame."""
+  import tokenizers as library
+
+  made = library.Tokenizer(library.models.BPE())
+  made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  made.decoder = library.decoders.ByteLevel()
+  made.train_from_iterator(TEXTS * 9, library.trainers.BpeTrainer(
+      vocab_size=290, special_tokens=SPECIAL[kind], show_progress=False,
+      initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet()))
+  if kind == "bart":
+    made.post_processor = library.processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), add_prefix_space=False)
+  made.save(str(folder / "tokenizer.json"))
+  (folder / "tokenizer_config.json").write_text(
+      json.dumps({"eos_token": SPECIAL[kind][-1]}))
+  return tokenizers.from_path(str(folder))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_ids_are_those_of_the_authors_datasets(folder, tmp_path, kind):
+  """Their calls of transformers, at lengths of 9 and 5."""
+  transformers = pytest.importorskip("transformers")
+  path = folder("".join(f"{text}\n" for text in TEXTS),
+                "".join(f"{text}\n" for text in reversed(TEXTS)))
+  vocabulary = tokenizer_of(kind, tmp_path)
+  theirs = transformers.PreTrainedTokenizerFast(
+      tokenizer_file=str(tmp_path / "tokenizer.json"),
+      eos_token=SPECIAL[kind][-1])
+
+  def cut(text, length):
+    return theirs(text, truncation=True, max_length=length)["input_ids"]
+
+  if kind == "gpt2":
+    end = theirs.convert_tokens_to_ids(SPECIAL[kind][0])
+    expected = [([*cut(source, 9), end], [*cut(target, 5), end])
+                for source, target in zip(TEXTS, TEXTS[::-1])]
+    encoding, lengths, separator = (
+        features.DecoderOnly(), {"inputs": 10, "targets": 6}, SPECIAL[kind][0])
+  else:
+    expected = [(cut(source, 9), cut(target, 5))
+                for source, target in zip(TEXTS, TEXTS[::-1])]
+    encoding, lengths, separator = (
+        features.FramedEncoderDecoder(1, 2), {"inputs": 9, "targets": 5}, None)
+  task = source_target.source_target(folder=path, separator=separator)
+  assert ids(task, lengths, encoding, vocabulary)[0] == expected
+  assert len(expected[1][0]) == lengths["inputs"]
 
 
 @pytest.mark.parametrize("lengths, encoding, sentence", [
