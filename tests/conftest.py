@@ -117,13 +117,14 @@ def command(compilation_cache_folder):
   """Runs train, eval or infer in this process, from its arguments."""
   from prompt_tuning import command_line, infer
   from prompt_tuning import eval as eval_command
-  from prompt_tuning.scripts import compare_methods, generate
+  from prompt_tuning.scripts import compare_methods, decode_sweep, generate
   from prompt_tuning.train import loop, sweep
 
   functions = {"train": loop.train, "sweep": sweep.train_sweep,
                "eval": eval_command.evaluate, "infer": infer.infer,
                "generate": generate.generate,
-               "compare": compare_methods.compare}
+               "compare": compare_methods.compare,
+               "decode_sweep": decode_sweep.sweep}
 
   def run(name, *arguments):
     status, result = 0, None

@@ -67,6 +67,8 @@ METHODS = {
     "ia3": ([PLAIN, "ia3"], [PLAIN], {"ADAPTER": "adapter"}),
     "prefix": ([PLAIN, "prefix"], [PLAIN, "prefix"],
                {"PROMPT_FILE": "prompt.npy"}),
+    "prefix_for_peft": (
+        [PLAIN, "prefix"], [PLAIN], {"ADAPTER": "adapter"}),
     "prefix_from_words": (
         [PLAIN, "prefix", "prefix_from_words"], [PLAIN, "prefix"],
         {"PROMPT_FILE": "prompt.npy"}),
@@ -102,7 +104,7 @@ def test_a_later_run_has_the_loss_of_training(
   macros |= {name: str(run / file) for name, file in given.items()}
   path = macros.pop("INITIAL_CHECKPOINT_PATH", tiny_causal)
   none = ["--gin.PROMPT_FILE=None"] if macros["PROMPT_FILE"] is None else []
-  if method.startswith("prefix"):  # the table that the projection made
+  if "prefix" in applying[-1]:  # the table that the projection made
     none = ["--gin.PREFIX=@prefix.Prefix",
             "--gin_bindings=prefix.Prefix.prefix_init = "
             "@prompt_init/prompts.from_array()"]

@@ -396,6 +396,24 @@ def test_lora_of_lopas_authors(trained, name, rank):
   assert everything == PUBLISHED[name][0] + count(found)
 
 
+@pytest.mark.parametrize("method, expected", [
+    ([], 7_681_536), (["--gin.PREFIX=@prefix.Prefix"], 46_080)])
+def test_the_assignment_trains_what_peft_does(
+    build, clean_gin, tmp_path, method, expected):
+  """PEFT's prefix of 5 for DistilGPT-2, with its projection and without."""
+  pairs = tmp_path / "train.txt"
+  pairs.write_text("a : b||a text\n" * 33)
+  shapes, _ = build(
+      "models/distilgpt2", "runs/table_to_text", PATH, "--gin.MODEL_DIR='run'",
+      f"--gin.TRAIN_FILE={str(pairs)!r}", *method).abstract()
+  found, everything = state_lib.split(shapes, bound(clean_gin, "trainable"))
+  assert count(found) == expected
+  assert count(everything) == PUBLISHED["distilgpt2"][0]
+  with clean_gin.config_scope("train"):
+    assert clean_gin.get_configurable(settings.DatasetConfig)().batch_size == 16
+  assert clean_gin.config.get_bindings(loop.train)["total_steps"] == 3
+
+
 def test_prompt_tuning_trains_the_prompt_alone(trained):
   found, _ = trained("models/phi_2_prompt", "models/causal_lm_prompt",
                      "--gin.PROMPT_LENGTH=10", SCAN)

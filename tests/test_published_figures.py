@@ -1,7 +1,7 @@
-"""Every figure of prefix tuning's paper is in one gin file's header.
+"""Every published figure of prefix tuning is in one gin file's header.
 
-Oracle: tables 1 to 5 of Li & Liang 2021 (arXiv 2101.00190), and the prefixes
-of Hu et al. 2021 (arXiv 2106.09685).
+Oracle: tables 1 to 5 of Li & Liang 2021 (arXiv 2101.00190), the prefixes of Hu
+et al. 2021 (arXiv 2106.09685), and what is reported for the assignment.
 """
 
 import pytest
@@ -45,7 +45,11 @@ FIGURES = {
         "61.9 7.11 39.3 65.6 1.85"),
     "prompts/infix": (
         "67.9 8.63 45.8 69.4 2.42", "67.2 8.48 45.8 69.9 2.40",
-        "66.7 8.47 45.8 70.0 2.42")}
+        "66.7 8.47 45.8 70.0 2.42"),
+    "runs/table_to_text": (
+        "13.4207 16.1767", "15.5933 18.1553", "19.2093 17.9956",
+        "16.0280 14.3532", "11.0139 12.4284", "28.8313 21.1418",
+        "30.3896 30.3138", "1.3689")}
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,6 @@ from prompt_tuning.scripts import generate
 from prompt_tuning.train import exporting, inputs, loop, settings, setup
 from prompt_tuning.train import state as state_lib
 
-_CACHE = "--gin_bindings=utils.DatasetConfig.cache_dir={!r}"
-
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -245,7 +243,7 @@ def _configure(
         for name in ("train_eval", "infer_eval")]
   command_line.configure([
       *files, *(f"--gin.{name}={value!r}" for name, value in macros.items()),
-      *bindings, _CACHE.format(setting.cache_dir)])
+      *bindings, entries.CACHE.format(setting.cache_dir)])
 
 
 def _values_of(cell: Cell, name: str) -> dict[str, Sequence[float]]:

@@ -14,6 +14,9 @@ from prompt_tuning import command_line, errors
 
 Entries = Sequence[str | Mapping[str, Any]]
 
+# The flag for a folder of tokenised examples that several runs share.
+CACHE = "--gin_bindings=utils.DatasetConfig.cache_dir={!r}"
+
 
 def flags(entries: Entries, keep: Callable[[str], bool] = bool) -> list[str]:
   """The flags of a command.

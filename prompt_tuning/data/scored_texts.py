@@ -9,7 +9,9 @@ Three layouts are in use:
   reference a line (reference0, reference1, … or test.target), in which a blank
   line means that there is none.
 * "ids", of Simon Fraser University's assignment: `id||text` and
-  `id||table||reference`, in any order.
+  `id||table||reference`, in any order. Its dev.out numbers the tables in
+  another order than its dev.txt, from 275 on for 183 of them; where the file of
+  tables is given, references are found by the table.
 """
 
 from collections.abc import Sequence
@@ -39,13 +41,19 @@ class Scored:
   references: list[list[str]]
 
 
-def read(layout: str, outputs: Path, references: Sequence[Path]) -> Scored:
+def read(
+    layout: str, outputs: Path, references: Sequence[Path],
+    tables: Path | None = None,
+) -> Scored:
   """Reads outputs and their references.
 
   Args:
     layout: one of `LAYOUTS`, see the module.
     outputs: a file.
     references: files, several in "lines".
+    tables: a table a line, of which the ids of outputs are the numbers, from
+      0 without blank lines; for "ids" alone. None: references have the ids of
+      their outputs.
 
   Raises:
     UserError: a file that cannot be read or is not in the layout; outputs and
@@ -55,8 +63,12 @@ def read(layout: str, outputs: Path, references: Sequence[Path]) -> Scored:
     raise errors.UserError(
         f"{len(references)} files of references are given, and the layout "
         f"{layout} has all in one; several are for the layout lines")
+  if tables is not None and layout != "ids":
+    raise errors.UserError(
+        f"{tables} are tables by which outputs with ids find their references, "
+        f"and the layout is {layout}")
   if layout == "ids":
-    return _by_id(outputs, references[0])
+    return _by_id(outputs, references[0], tables)
   texts = _stripped(outputs)
   found = _groups(references[0]) if layout == "groups" else _columns(
       references)
@@ -137,7 +149,7 @@ def _joined(parts: Sequence[list[str]]) -> list[str]:
   return [text for part in parts for text in part]
 
 
-def _by_id(outputs: Path, references: Path) -> Scored:
+def _by_id(outputs: Path, references: Path, tables: Path | None) -> Scored:
   texts, groups = {}, {}
   for number, line in _filled(outputs):
     name, *rest = line.split("||", 1)
@@ -148,11 +160,19 @@ def _by_id(outputs: Path, references: Path) -> Scored:
       raise errors.UserError(
           f"{outputs} line {number} has the id {name!r} for the second time")
     texts[name] = rest[0].strip()
+  ids = None if tables is None else {
+      line: str(i) for i, (_, line) in enumerate(_filled(tables))}
   for number, line in _filled(references):
     name, *rest = line.split("||", 2)
     if len(rest) != 2 or not rest[1].strip():
       raise errors.UserError(
           f"{references} line {number} is not `id||table||reference`")
+    table = rest[0].strip()
+    if ids is not None and table not in ids:
+      raise errors.UserError(
+          f"{references} line {number} has a table that {tables} has not: "
+          f"{table[:80]!r}")
+    name = name if ids is None else ids[table]
     groups.setdefault(name, []).append(rest[1].strip())
   if texts.keys() != groups.keys():
     odd = next(name for name in (*texts, *groups)

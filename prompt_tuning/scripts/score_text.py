@@ -102,6 +102,10 @@ def main(arguments=None):
       "a reference a line, or lines with ids and || (default: lines if there "
       "are several files of references, groups if there is one)")
   parser.add_argument(
+      "--tables", metavar="FILE",
+      help="for the layout ids: the tables, a line each, that the outputs are "
+      "of; references are then found by the table and not by the id")
+  parser.add_argument(
       "--metrics", default="bleu", metavar="NAME,NAME",
       help=f"of {', '.join(METRICS)} (default: bleu)")
   parser.add_argument(
@@ -126,7 +130,7 @@ def main(arguments=None):
             "meteor": ("wordnet_folder", "--wordnet", flags.wordnet),
             "meteor_jar": ("jar", "--meteor_jar", flags.meteor_jar),
             "multi_bleu": ("most_references", None, flags.first_references)}),
-        flags.layout, flags.categories, flags.first_references)
+        flags.layout, flags.categories, flags.first_references, flags.tables)
     print(table(report["splits"]))
     empty = report["splits"]["all"]["empty_outputs"]
     if empty:
@@ -176,6 +180,7 @@ def score(
     layout: str | None = None,
     categories: str | None = None,
     first_references: int | None = None,
+    tables: str | None = None,
 ) -> dict[str, Any]:
   """The scores of files, and what they were made of.
 
@@ -187,6 +192,7 @@ def score(
       of references, else "groups".
     categories: a file; None: there are no splits.
     first_references: how many of an output count; None: all.
+    tables: a file, see `scored_texts.read`.
 
   Returns:
     What the JSON file has.
@@ -202,7 +208,7 @@ def score(
     raise errors.UserError(
         f"--first_references {first_references} leaves none: give 1 or more")
   layout = layout or ("lines" if len(references) > 1 else "groups")
-  read = scored_texts.read(layout, outputs, references)
+  read = scored_texts.read(layout, outputs, references, tables)
   targets = [texts[:first_references] for texts in read.references]
   parts = ["all"] * len(targets) if categories is None else (
       scored_texts.splits(categories, len(targets)))
@@ -217,6 +223,7 @@ def score(
       "outputs": str(outputs), "references": list(map(str, references)),
       "layout": layout, "first_references": first_references,
       "categories": categories and str(categories),
+      "tables": tables and str(tables),
       "metrics": {name: METRICS[name][1] for name in metrics},
       "splits": found, "versions": versions.installed()}
 

@@ -23,6 +23,9 @@ from prompt_tuning.train import state as state_lib
 MODEL_FOLDER = "hugging_face"
 ADAPTER_FOLDER = "adapter"
 
+# All that a run of prefix tuning with a decoder-only model trains, folded.
+_PREFIX = "decoder/prefix/prefix"
+
 
 def write_configuration(model_dir: str):
   """Writes `config.gin` and `versions.json`: what was run, and with what."""
@@ -57,13 +60,13 @@ def writer(
   Returns:
     A function that writes it.
   """
-  own = heads.prompt_of(model.module)
-  prompt = (
-      instance_writer(
-          folder, step, model, trainable, weights, dataset, results, more)
-      if own else prompt_writer(
-          folder, step, folding.fold(model.module, trainable), weights,
-          dataset, results, more))
+  if heads.prompt_of(model.module):
+    prompt = instance_writer(
+        folder, step, model, trainable, weights, dataset, results, more)
+  else:
+    trainable = folding.fold(model.module, trainable)
+    prompt = prompt_writer(
+        folder, step, trainable, weights, dataset, results, more)
   writers = prompt, adapter_writer(folder, model, trainable, weights.source)
 
   def write():
@@ -164,20 +167,28 @@ def _card_writer(trainable, step, weights, dataset, results, more):
 def adapter_writer(
     folder: str, model, trainable, source: checkpoints.BaseWeights | None
 ) -> Callable[[], None]:
-  """A trained LoRA or (IA)3 to be written as a PEFT directory.
+  """A trained LoRA, (IA)3 or prefix to be written as a PEFT directory.
+
+  Of a prefix only that of a decoder-only model, which is the same in PEFT.
 
   Args:
     folder: of the run.
     model: has the `delta` and the module's config.
-    trainable: the trained tree; without a delta's parameters nothing will be
-      written, since the delta is then not this run's.
+    trainable: the trained tree, folded; without a delta's parameters nothing
+      will be written, since the delta is then not this run's.
     source: the base, opened; a model trained from scratch has no adapter.
   """
-  scope = "lora" if isinstance(model.delta, lora.Lora) else "ia3"
+  flat = state_lib.flatten(trainable)
   is_original = isinstance(model.delta, ia3.OriginalIa3)
-  flat = {path: value for path, value in state_lib.flatten(trainable).items()
-          if ("/ia3_scaling" if is_original else f"/{scope}/") in path}
-  if model.delta is None or source is None or not flat:
+  if set(flat) == {_PREFIX} and hasattr(model.module, "prefix_factory"):
+    kind = "PREFIX_TUNING"
+  elif model.delta is not None:
+    kind = "LORA" if isinstance(model.delta, lora.Lora) else "IA3"
+    scope = "ia3_scaling" if is_original else kind.lower() + "/"
+    flat = {path: value for path, value in flat.items() if f"/{scope}" in path}
+  else:
+    return lambda: None
+  if source is None or not flat:
     return lambda: None
   flat = _copied(flat)
 
@@ -190,7 +201,7 @@ def adapter_writer(
     params = state_lib.unflatten(flat)
     adapter = peft.from_params(
         ia3.to_plain(params) if is_original else params, peft.Base.of(stated),
-        scope.upper(), model.delta)
+        kind, model.delta)
     peft.save(adapter, os.path.join(folder, ADAPTER_FOLDER))
 
   return write

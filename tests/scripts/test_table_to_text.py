@@ -1,0 +1,282 @@
+"""The assignment from training to scores, with a tiny GPT-2.
+
+Oracles: the checker's rule, written out over sacrebleu; what one command and
+what several give; the numbers of parameters, counted.
+"""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+import sacrebleu
+
+from prompt_tuning.checkpoints import hugging_face
+from prompt_tuning.models import causal_lm, decoder_only
+from prompt_tuning.scripts import score_text
+
+CONFIGS = "prompt_tuning/configs"
+MODEL = "models/causal_lm_from_checkpoint"
+WIDTH, LAYERS = 8, 1
+
+TABLES = [f"name : {name} | area : {area}" for name in ("Mill", "Vaults", "Sun",
+          "Moon", "Star") for area in ("riverside", "city centre")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+  """A Hugging Face folder: DistilGPT-2 but for its sizes and weights."""
+  import tokenizers as library
+
+  folder = tmp_path_factory.mktemp("distilgpt2")
+  tokenizer = library.Tokenizer(library.models.BPE())
+  tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(
+      add_prefix_space=False)
+  tokenizer.decoder = library.decoders.ByteLevel()
+  tokenizer.train_from_iterator(
+      ["Convert the following table into English text: ", *TABLES] * 3,
+      library.trainers.BpeTrainer(
+          vocab_size=330, special_tokens=["<|endoftext|>"],
+          show_progress=False,
+          initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet()))
+  tokenizer.save(str(folder / "tokenizer.json"))
+  (folder / "tokenizer_config.json").write_text(
+      '{"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}')
+  config = causal_lm.Config(
+      tokenizer.get_vocab_size(), WIDTH, LAYERS, 2, 4, 16, max_positions=160,
+      positions="learned", norm="layer_norm", mlp_activations=("gelu",),
+      qkv_bias=True, attention_out_bias=True, mlp_bias=True)
+  shapes, _ = decoder_only.DecoderOnlyModel(
+      causal_lm.CausalLM(config), None).abstract()
+  draw = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.3, s.shape)
+      .astype(np.float32), shapes)
+  hugging_face.save(folder, params, config, "float32", family="gpt2")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  """train.txt, small.txt and its references small.out, two of each."""
+  folder = tmp_path_factory.mktemp("tables")
+  texts = [f"{table.split()[2]} lies at the {table.split(':')[2].strip()} ."
+           for table in TABLES]
+  (folder / "train.txt").write_text("".join(
+      f"{table}||{text}\n" for table, text in zip(TABLES, texts)))
+  (folder / "small.txt").write_text("".join(f"{one}\n" for one in TABLES))
+  (folder / "more.txt").write_text(f"{TABLES[0]}\n")
+  (folder / "small.out").write_text("".join(
+      f"{i}||{table}||{one}\n" for i, (table, text) in enumerate(
+          zip(TABLES, texts)) for one in (text, f"There is {text}")))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def flags(base):
+  def make(*files, **macros):
+    macros = {"INITIAL_CHECKPOINT_PATH": str(base), "BATCH_SIZE": 8} | macros
+    return [*(f"--gin_file={CONFIGS}/{name}.gin" for name in files),
+            *(f"--gin.{name}={value!r}" for name, value in macros.items())]
+
+  return make
+
+
+@pytest.fixture(scope="module")
+def trained(command, flags, data, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("trained")
+  outcome = command("train", *flags(
+      MODEL, "runs/table_to_text", TRAIN_EPOCHS=2, LEARNING_RATE=1e-2,
+      TRAIN_FILE=str(data / "train.txt"), MODEL_DIR=str(folder)))
+  assert outcome.status == 0, outcome.err
+  return folder
+
+
+@pytest.fixture(scope="module")
+def generate(command, flags, data, trained):
+  def run(folder, decoding="beam_sampling", **macros):
+    return command("generate", *flags(
+        MODEL, f"models/decoding/{decoding}", "runs/table_to_text_generate",
+        **{"TABLE_FILES": [str(data / "small.txt"), str(data / "more.txt")],
+           "ADAPTER": str(trained / "adapter"), "NEW_TOKENS": 12,
+           "NUM_BEAMS": 2, "GENERATE_OUTPUT_DIR": str(folder)} | macros))
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def generated(generate, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("generated")
+  outcome = generate(folder)
+  assert outcome.status == 0, outcome.err
+  return folder
+
+
+def test_the_prefix_trains_and_is_saved_for_peft(trained):
+  config = json.loads((trained / "adapter/adapter_config.json").read_text())
+  assert config["peft_type"] == "PREFIX_TUNING"
+  assert config["num_virtual_tokens"] == 5
+  # The table that the projection makes, of all layers' keys and values.
+  assert np.load(trained / "prompt.npy").shape == (5, LAYERS * 2 * WIDTH)
+
+
+def test_texts_are_lines_with_numbers(generated):
+  lines = (generated / "small.out").read_text().splitlines()
+  assert [line.split("||")[0] for line in lines] == [
+      str(i) for i in range(10)]
+  assert len((generated / "more.out").read_text().splitlines()) == 1
+  assert len({line.partition("||")[2] for line in lines}) > 3
+
+
+@pytest.mark.slow
+def test_the_model_as_it_is_has_other_texts(generated, generate, tmp_path):
+  plain = generate(tmp_path, ADAPTER=None)
+  assert plain.status == 0, plain.err
+  assert (tmp_path / "small.out").read_text() != (
+      generated / "small.out").read_text()
+
+
+def test_what_was_killed_goes_on(generated, generate, tmp_path):
+  whole = (generated / "small-generations.jsonl").read_bytes()
+  kept = whole.splitlines(keepends=True)
+  (tmp_path / "small-generations.jsonl").write_bytes(
+      b"".join(kept[:8]) + kept[8][:9])  # torn while written
+  (tmp_path / "small-generations.json").write_bytes(
+      (generated / "small-generations.json").read_bytes())
+  again = generate(tmp_path)
+  assert again.status == 0 and "2 of 10 examples to go" in again.out
+  for name in ("small-generations.jsonl", "small.out", "more.out"):
+    assert (tmp_path / name).read_bytes() == (generated / name).read_bytes()
+  other = generate(tmp_path, TEMPERATURE=0.5)
+  assert other.status == 2 and "another decoding" in other.err
+
+
+def checkers_score(outputs, references):
+  """The assignment's: ids in any order, the mean over outputs."""
+  texts = dict(line.split("||", 1) for line in outputs.splitlines())
+  several = {}
+  for line in references.splitlines():
+    number, _, text = line.split("||")
+    several.setdefault(number, []).append(text)
+  score = sacrebleu.BLEU(effective_order=True).sentence_score
+  return np.mean([
+      score(texts[number], several[number]).score for number in texts])
+
+
+def test_scores_are_the_checkers(data, tmp_path):
+  outputs = tmp_path / "small.out"
+  rows = [f"{i}||{'There is ' * (i % 3)}Mill lies at the riverside {'.' * i}\n"
+          for i in (3, 1, 2, 0, 9, 8, 7, 6, 5, 4)]
+  outputs.write_text("".join(rows))
+  score_text.main([
+      "--outputs", str(outputs), "--references", str(data / "small.out"),
+      "--layout", "ids", "--metrics=sentence_bleu"])
+  report = json.loads((tmp_path / "small.out.scores.json").read_text())
+  expected = checkers_score(
+      outputs.read_text(), (data / "small.out").read_text())
+  assert 10 < expected < 90
+  assert report["splits"]["all"]["scores"]["sentence_bleu"] == pytest.approx(
+      expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("content, message", [
+    ("0 a text\n", "line 1 has no '||'"), ("", "is empty"),
+    ("0||a text\n", "1 outputs and .* references for 10")])
+def test_bad_outputs_are_one_sentence(data, tmp_path, capsys, content, message):
+  (tmp_path / "small.out").write_text(content)
+  with pytest.raises(SystemExit) as leaving:
+    score_text.main([
+        "--outputs", str(tmp_path / "small.out"), "--references",
+        str(data / "small.out"), "--layout", "ids",
+        "--metrics=sentence_bleu"])
+  assert leaving.value.code == 2
+  [sentence] = capsys.readouterr().err.splitlines()
+  assert re.search(message, sentence)
+
+
+def test_a_bad_line_ends_a_training_with_status_2(
+    command, flags, tmp_path):
+  (tmp_path / "train.txt").write_text("name : A||A it is .\nname : B\n")
+  outcome = command("train", *flags(
+      MODEL, "runs/table_to_text", TRAIN_FILE=str(tmp_path / "train.txt"),
+      MODEL_DIR=str(tmp_path / "run")))
+  assert outcome.status == 2
+  [sentence] = outcome.err.strip().splitlines()
+  assert "train.txt line 2 has no '||'" in sentence
+
+
+# ------------------------------------------------------------------ the sweep
+
+
+@pytest.fixture(scope="module")
+def sweep(command, data, base):
+  def run(folder, **macros):
+    macros = {
+        "MODEL_FILE": f"{MODEL}.gin", "INITIAL_CHECKPOINT_PATH": str(base),
+        "TRAIN_FILE": str(data / "train.txt"),
+        "TABLE_FILES": [str(data / "small.txt")],
+        "REFERENCES": {"small": str(data / "small.out")},
+        "TRAINED": {"PREFIX_LENGTH": [2, 3]},
+        "DECODED": {"NUM_BEAMS": [2, 3], "TEMPERATURE": [0.2, 1.0]},
+        "TRAIN_MACROS": {"BATCH_SIZE": 8},
+        "DECODE_MACROS": {"BATCH_SIZE": 16, "NEW_TOKENS": 8},
+        "SWEEP_OUTPUT_DIR": str(folder)} | macros
+    return command(
+        "decode_sweep", f"--gin_file={CONFIGS}/runs/table_to_text_sweep.gin",
+        *(f"--gin.{name}={value!r}" for name, value in macros.items()))
+
+  return run
+
+
+@pytest.mark.slow
+def test_a_sweep_scores_every_combination_and_goes_on(sweep, data, tmp_path):
+  outcome = sweep(tmp_path)
+  assert outcome.status == 0, outcome.err
+  rows = json.loads((tmp_path / "sweep.json").read_text())
+  assert [(one["PREFIX_LENGTH"], one["NUM_BEAMS"], one["TEMPERATURE"])
+          for one in rows] == [(p, b, t) for p in (2, 3) for b in (2, 3)
+                               for t in (0.2, 1.0)]
+  for row in rows:
+    # Embedding, an MLP as wide as it, and keys and values of all layers.
+    assert row["trained parameters"] == (
+        row["PREFIX_LENGTH"] * WIDTH + WIDTH * WIDTH + WIDTH
+        + (WIDTH + 1) * LAYERS * 2 * WIDTH)
+    folder = tmp_path / f"PREFIX_LENGTH={row['PREFIX_LENGTH']}" / (
+        f"NUM_BEAMS={row['NUM_BEAMS']}_TEMPERATURE={row['TEMPERATURE']}")
+    assert row["small"] == pytest.approx(checkers_score(
+        (folder / "small.out").read_text(),
+        (data / "small.out").read_text()))
+  assert outcome.result == (tmp_path / "sweep.md").read_text()
+  assert outcome.result.count("\n") == 2 + 8
+  assert (tmp_path / "sweep.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+  # Half of a decoding and a whole one are lost; nothing else is made again.
+  first, second = (tmp_path / "PREFIX_LENGTH=3" / name for name in (
+      "NUM_BEAMS=2_TEMPERATURE=0.2", "NUM_BEAMS=2_TEMPERATURE=1.0"))
+  before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")
+            if path.name in ("result.json", "train.jsonl")}
+  (first / "result.json").unlink()
+  (second / "result.json").unlink()
+  (second / "small.out").unlink()
+  again = sweep(tmp_path)
+  assert again.status == 0, again.err
+  assert again.result == outcome.result
+  after = {path: path.stat().st_mtime_ns for path in before}
+  assert {path for path in before if before[path] != after[path]} == {
+      first / "result.json", second / "result.json"}
+  other = sweep(tmp_path, TRAIN_MACROS={"BATCH_SIZE": 16})
+  assert other.status == 2 and "made with other settings" in other.err
+
+
+@pytest.mark.parametrize("macros, message", [
+    ({"TRAINED": {"PREFIX_LENGTH": 5}}, "give a list of different values"),
+    ({"DECODED": {"PREFIX_LENGTH": [5]}}, "in TRAINED and in DECODED"),
+    ({"REFERENCES": {"small": "none.out"}}, "'none.out', which is no file"),
+    ({"REFERENCES": {}}, "REFERENCES is empty"),
+    ({"DECODED": {"NUM_BEEMS": [2]}}, "Nothing uses NUM_BEEMS")])
+def test_a_slip_shows_before_anything_is_trained(
+    sweep, tmp_path, macros, message):
+  outcome = sweep(tmp_path, **macros)
+  assert outcome.status == 2 and message in outcome.err
+  assert not list(tmp_path.rglob("trained"))
