@@ -19,6 +19,7 @@ The same command goes on where it was stopped; what is finished is read.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -100,7 +101,7 @@ def sweep(
       print(f"{_text(both)}: " + ", ".join(
           f"{name} {value:.4f}" for name, value in result["scores"].items()),
             flush=True)
-      table = _write(output_dir, records, references)
+      table = write(output_dir, records, list(references))
     jax.clear_caches()  # programs of a training are of no use to the next one
   print(f"\n{table}\n" + "\n".join(
       f"best on {name}: {records[best]}" for name, best in (
@@ -217,17 +218,26 @@ def _text(settings: Settings) -> str:
   return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
-def _write(folder: str, records, references) -> str:
-  """The three files; gives the table."""
+def write(
+    folder: str, records: Sequence[Settings], references: Sequence[str]
+) -> str:
+  """Writes `sweep.md`, `.json` and `.png`; gives the table.
+
+  Args:
+    folder: where to.
+    records: of each combination so far, its settings and its scores.
+    references: the names of the scores.
+  """
   settings = [name for name in records[0]
               if name not in references and name != "trained parameters"]
   found = {
       (", ".join(str(one[name]) for name in settings), task):
           {"value": one[task], "metric": _METRIC}
       for one in records for task in references}
+  picture = io.BytesIO()
+  tables.figure(found, ", ".join(settings)).savefig(picture, format="png")
   formats.write_whole(
-      os.path.join(folder, comparison.PICTURE),
-      tables.picture(found, ", ".join(settings)))
+      os.path.join(folder, comparison.PICTURE), picture.getvalue())
   return comparison.write(folder, records)
 
 

@@ -14,7 +14,7 @@ import sacrebleu
 
 from prompt_tuning.checkpoints import hugging_face
 from prompt_tuning.models import causal_lm, decoder_only
-from prompt_tuning.scripts import score_text
+from prompt_tuning.scripts import decode_sweep, score_text
 
 CONFIGS = "prompt_tuning/configs"
 MODEL = "models/causal_lm_from_checkpoint"
@@ -267,6 +267,21 @@ def test_a_sweep_scores_every_combination_and_goes_on(sweep, data, tmp_path):
       first / "result.json", second / "result.json"}
   other = sweep(tmp_path, TRAIN_MACROS={"BATCH_SIZE": 16})
   assert other.status == 2 and "made with other settings" in other.err
+
+
+def test_a_row_for_each_combination(tmp_path):
+  records = [
+      one | {"trained parameters": 46_080, "small": 30.3896, "dev": score}
+      for one, score in zip(decode_sweep.combinations(
+          {"NUM_BEAMS": [5, 7], "TEMPERATURE": [0.2]}), (30.3138, 21.1418))]
+  table = decode_sweep.write(str(tmp_path), records, ["small", "dev"])
+  assert [[cell.strip() for cell in line.split("|")[1:-1]]
+          for line in table.splitlines() if "-" not in line] == [
+      ["NUM_BEAMS", "TEMPERATURE", "trained parameters", "small", "dev"],
+      ["5", "0.2", "46080", "30.39", "30.314"],
+      ["7", "0.2", "46080", "30.39", "21.142"]]
+  assert json.loads((tmp_path / "sweep.json").read_text()) == records
+  assert (tmp_path / "sweep.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.mark.parametrize("macros, message", [
