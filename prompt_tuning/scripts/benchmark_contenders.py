@@ -1,9 +1,9 @@
 """The contenders of `scripts.benchmark`: a step of ours, PEFT's, transformers'.
 
 Each contender is a pair of functions: one builds what is timed and gives a
-function without arguments (which may give the seconds that count, if not all of
-them do), the other gives a product of matrices in the same
-library and dtype.
+function without arguments, the other gives a product of matrices in the same
+library and dtype. The function may give a dict that the benchmark is told:
+`seconds`, if not all of them count, or the `tokens` that were decoded.
 """
 
 import functools
@@ -16,46 +16,43 @@ DTYPES = ("float32", "bfloat16")
 def t5(targets: int | None):
   """T5 1.1 small; `targets` is fixed."""
   del targets
-  return _contenders({"ours": _our_t5, "PEFT": _peft_t5})
+  return contenders({"ours": _our_t5, "PEFT": _peft_t5})
 
 
 def causal(batch: int, text: int, prompt: int, targets: int | None):
   """SmolLM2-135M's geometry; loss on the text's last `targets` tokens."""
   shape = batch, text, prompt, targets or text - 1
-  return _contenders({
+  return contenders({
       "ours": functools.partial(_our_causal, shape),
       "PEFT": functools.partial(_peft_causal, shape)})
-
-
-def decoding(targets: int | None):
-  """Greedy decoding of 64 tokens; `targets` is not used."""
-  del targets
-  return _contenders({"ours": _our_decoding, "transformers": _hf_decoding})
-
-
-def beams(targets: int | None):
-  """Beam search of 5 beams over 64 tokens, both on the same weights."""
-  del targets
-  return _contenders({"ours": _our_beams, "transformers": _hf_beams})
 
 
 def saving(targets: int | None):
   """What a training step waits for at a save; `targets` is not used."""
   del targets
   return {"ours, float32": (
-      _our_save, functools.partial(_our_matmul, "float32"))}
+      _our_save, functools.partial(our_matmul, "float32"))}
 
 
 def lopa(targets: int | None):
   """Prompts per example, beside prompt tuning's; SmolLM2's geometry."""
+  return _variants(targets, {
+      "one a row": {"shared": False}, "shared": {}, "LOPA": {"lopa_rank": 4}})
+
+
+def prefix(targets: int | None):
+  """Prefix tuning's step beside prompt tuning's; SmolLM2's geometry."""
+  return _variants(targets, {"prompt": {}, "prefix": {"is_prefix": True}})
+
+
+def _variants(targets: int | None, options):
+  """Our own steps alone; batch 8, texts of 128, 10 vectors."""
   shape = 8, 128, 10, targets or 127
   return {
       f"ours, {name}": (
-          functools.partial(_our_causal, shape, "float32", **options),
-          functools.partial(_our_matmul, "float32"))
-      for name, options in {
-          "one a row": {"shared": False}, "shared": {},
-          "LOPA": {"lopa_rank": 4}}.items()}
+          functools.partial(_our_causal, shape, "float32", **own),
+          functools.partial(our_matmul, "float32"))
+      for name, own in options.items()}
 
 
 SETTINGS = {
@@ -63,22 +60,23 @@ SETTINGS = {
     "causal_200": functools.partial(causal, 4, 210, 200),
     "causal_20": functools.partial(causal, 8, 128, 20),
     "lopa": lopa,
-    "decode": decoding,
-    "beam": beams,
+    "prefix": prefix,
     "save": saving,
 }
 
 
-def _contenders(makers):
+def contenders(makers):
+  """Contenders by name, of makers by "ours" or another library's name."""
   return {
       f"{who}, {dtype}": (
           functools.partial(make, dtype),
           functools.partial(
-              _our_matmul if who == "ours" else _torch_matmul, dtype))
+              our_matmul if who == "ours" else torch_matmul, dtype))
       for dtype in DTYPES for who, make in makers.items()}
 
 
-def _our_matmul(dtype: str, size: int):
+def our_matmul(dtype: str, size: int):
+  """A product of two [size, size] in JAX."""
   import jax
   import jax.numpy as jnp
 
@@ -87,7 +85,8 @@ def _our_matmul(dtype: str, size: int):
   return lambda: jax.block_until_ready(product(x, x))
 
 
-def _torch_matmul(dtype: str, size: int):
+def torch_matmul(dtype: str, size: int):
+  """A product of two [size, size] in torch."""
   import torch
 
   x = torch.ones(size, size, dtype=getattr(torch, dtype))
@@ -141,7 +140,7 @@ def _random_params(model, dtype: str):
   return flax.traverse_util.path_aware_map(
       lambda path, s: jnp.asarray(
           0.05 * rng.standard_normal(s.shape, np.float32),
-          jnp.float32 if "prompt" in path else dtype), shapes)
+          jnp.float32 if {"prompt", "prefix"} & set(path) else dtype), shapes)
 
 
 def _our_step(model, optimizer, batch, dtype):
@@ -153,7 +152,7 @@ def _our_step(model, optimizer, batch, dtype):
   from prompt_tuning.train import step as step_lib
 
   trainable, frozen = state_lib.split(
-      _random_params(model, dtype), [".*/prompt/.*"])
+      _random_params(model, dtype), [".*/(prompt|prefix)/.*"])
   state = step_lib.TrainState(
       jnp.int32(0), trainable, optimizer.init(trainable))
   step = jax.jit(
@@ -173,7 +172,7 @@ def _peft_t5(dtype: str):
   import torch
   import transformers
 
-  _prepare_torch()
+  prepare_torch()
   base = transformers.T5ForConditionalGeneration(transformers.T5Config(
       vocab_size=_T5["vocab"], d_model=512, d_kv=64, d_ff=1024, num_layers=8,
       num_heads=6, feed_forward_proj="gated-gelu", tie_word_embeddings=False,
@@ -185,7 +184,8 @@ def _peft_t5(dtype: str):
       base, "SEQ_2_SEQ_LM", _T5["prompt"], inputs, targets)
 
 
-def _prepare_torch():
+def prepare_torch():
+  """All cores, one seed, no denormals."""
   import torch
 
   torch.set_flush_denormal(True)
@@ -220,12 +220,13 @@ _SMOLLM2_VOCAB = 49152
 
 def _our_smollm2(
     dtype: str, prompt: int | None, shared: bool = True,
-    lopa_rank: int | None = None,
+    lopa_rank: int | None = None, is_prefix: bool = False,
 ):
   import jax.numpy as jnp
 
   from prompt_tuning import prompts
   from prompt_tuning.methods import low_rank
+  from prompt_tuning.methods import prefix as prefix_tuning
   from prompt_tuning.models import causal_lm
   from prompt_tuning.train import prompts as train_prompts
 
@@ -237,6 +238,10 @@ def _our_smollm2(
   config = causal_lm.Config(
       _SMOLLM2_VOCAB, embed_dim=576, num_layers=30, num_heads=9, head_dim=64,
       mlp_dim=1536, num_kv_heads=3, dtype=jnp.dtype(dtype))
+  if is_prefix:
+    return causal_lm.CausalLM(
+        config, prefix_factory=lambda: prefix_tuning.ProjectedPrefix(
+            prompt, hidden_dim=512, dtype=jnp.dtype(dtype)))
   return causal_lm.CausalLM(
       config, door if prompt else None, share_prompt=shared)
 
@@ -272,7 +277,7 @@ def _hf_smollm2(dtype: str):
   import torch
   import transformers
 
-  _prepare_torch()
+  prepare_torch()
   return transformers.LlamaForCausalLM(transformers.LlamaConfig(
       vocab_size=_SMOLLM2_VOCAB, hidden_size=576, num_hidden_layers=30,
       num_attention_heads=9, num_key_value_heads=3, intermediate_size=1536,
@@ -287,93 +292,6 @@ def _peft_causal(shape, dtype: str):
   labels = ids.clone()
   labels[:, :text - targets] = -100
   return _peft_step(_hf_smollm2(dtype), "CAUSAL_LM", prompt, ids, labels)
-
-
-_DECODE = dict(batch=8, inputs=128, tokens=64)
-_BEAMS = 5
-
-
-def _our_decoding(dtype: str):
-  from prompt_tuning.decoding import greedy
-
-  return _our_search(dtype, greedy.greedy)
-
-
-def _our_beams(dtype: str):
-  from prompt_tuning.decoding import beam
-
-  return _our_search(dtype, functools.partial(
-      beam.beam_search, num_beams=_BEAMS, alpha=1.0, rules="hugging_face",
-      penalty=beam.hugging_face_length))
-
-
-def _our_search(dtype: str, decode_fn):
-  import types
-
-  import jax
-
-  from prompt_tuning.data import features
-  from prompt_tuning.models import decoder_only
-
-  # No token ends a row, so that all 64 are decoded.
-  vocabulary = types.SimpleNamespace(eos_id=-1)
-  model = decoder_only.DecoderOnlyModel(
-      _our_smollm2(dtype, None), vocabulary, decode_fn=decode_fn)
-  params = _random_params(model, dtype)
-  ids = _random_ids(_DECODE["batch"], _DECODE["inputs"])
-  batch = features.DecoderOnly().padded(
-      list(ids), [[1]] * len(ids), _DECODE["inputs"], _DECODE["tokens"])
-  predict = jax.jit(model.predict)
-
-  def run():  # gives nothing, for what a step gives is taken for its seconds
-    jax.block_until_ready(predict(params, batch))
-
-  return run
-
-
-def _hf_decoding(dtype: str):
-  return _hf_search(_hf_smollm2(dtype))
-
-
-def _hf_beams(dtype: str):
-  return _hf_search(_ours_in_transformers(dtype), num_beams=_BEAMS)
-
-
-def _ours_in_transformers(dtype: str):
-  """Our random model, read by transformers: its searches find ours."""
-  import tempfile
-
-  import torch
-  import transformers
-
-  from prompt_tuning.checkpoints import hugging_face
-  from prompt_tuning.models import decoder_only
-
-  _prepare_torch()
-  model = decoder_only.DecoderOnlyModel(_our_smollm2(dtype, None), None)
-  with tempfile.TemporaryDirectory() as folder:
-    hugging_face.save(
-        folder, _random_params(model, dtype), model.module.config, dtype,
-        "llama")
-    return transformers.LlamaForCausalLM.from_pretrained(
-        folder, dtype=getattr(torch, dtype))
-
-
-def _hf_search(model, **options):
-  import torch
-
-  model = model.eval()
-  ids = torch.from_numpy(
-      _random_ids(_DECODE["batch"], _DECODE["inputs"])).long()
-
-  @torch.no_grad()
-  def run():
-    model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False,
-        min_new_tokens=_DECODE["tokens"], max_new_tokens=_DECODE["tokens"],
-        eos_token_id=None, pad_token_id=0, **options)
-
-  return run
 
 
 # -------------------------------------------------------------------- a save
@@ -417,6 +335,6 @@ def _our_save():
         folder.name, number, model, state.trainable, weights, dataset, {}, {}))
     seconds = time.perf_counter() - start
     checkpoints.wait()
-    return seconds
+    return {"seconds": seconds}
 
   return run

@@ -154,6 +154,18 @@ def test_what_is_done_is_not_done_again(compared, flags, command):
      "{'PROMPT_LENGTH': 3, 'LOPA_RANK': 2}]", "prompt.safetensors"),
     ("['models/causal_lm_from_checkpoint.gin', 'prompts/full.gin', "
      "{'LEARNING_RATE': 1e-2, 'WARMUP_STEPS': 1}]", "hugging_face"),
+    pytest.param(
+        "['models/causal_lm_from_checkpoint.gin', 'prompts/top_layers.gin', "
+        "{'TOP_LAYERS': 0, 'WARMUP_STEPS': 1}]", "hugging_face",
+        marks=pytest.mark.slow),
+    pytest.param(
+        "['models/causal_lm_from_checkpoint.gin', 'prompts/adapter.gin', "
+        "{'ADAPTER_WIDTH': 3}]", "done", marks=pytest.mark.slow),
+    pytest.param(
+        "['models/causal_lm_from_checkpoint.gin', 'prompts/prefix.gin', "
+        "{'PREFIX_LENGTH': 2, 'PREFIX_HIDDEN_DIM': 4}, "
+        "'prompts/prefix_from_words.gin', {'PREFIX_TEXT': 'def f(x)'}]", "done",
+        marks=pytest.mark.slow),
 ])
 def test_methods_of_other_kinds(flags, command, tmp_path, method, left):
   """What is judged is what was trained: the figures are those of the run."""
