@@ -7,7 +7,8 @@ Everything that a run writes lies in its MODEL_DIR:
     numpy_checkpoints/checkpoint_N/encoder.prompt.prompt.prompt   the original's
     prompt.npy  prompt.json       the newest prompt and its card
     prompt.safetensors            instead, if prompts are made per example
-    adapter/                      the newest LoRA or (IA)3, as PEFT has it
+    adapter/                      the newest LoRA, (IA)3 or, of a decoder-only
+                                  model, prefix, as PEFT has it
     train.jsonl  inference_eval/  tensorboard/  learning_curve.png
     hugging_face/                 the whole model, when the base was trained too
 """
