@@ -7,9 +7,8 @@ values in front of those of each kind of attention (prefix tuning, arXiv
 2101.00190, where all three have some).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
-import functools
 
 import flax.linen as nn
 from flax.linen import partitioning
@@ -88,14 +87,14 @@ def _norm(config: Config, name: str) -> layers.LayerNorm:
 
 def _attention(config: Config, name: str) -> layers.Attention:
   return layers.Attention(
-      config.num_heads, config.head_dim, config.dtype, config.dropout_rate,
-      use_bias=True, scaled=True, name=name)
+      config.num_heads, config.head_dim, config.dtype, use_bias=True,
+      scaled=True, name=name)
 
 
 def _mlp(config: Config) -> layers.Mlp:
   return layers.Mlp(
-      config.mlp_dim, config.mlp_activations, config.dtype,
-      config.dropout_rate, use_bias=True, name="mlp")
+      config.mlp_dim, config.mlp_activations, config.dtype, use_bias=True,
+      name="mlp")
 
 
 class EncoderLayer(nn.Module):
@@ -105,16 +104,17 @@ class EncoderLayer(nn.Module):
 
   @nn.compact
   def __call__(
-      self, x: Array, prefix: KeyValue | None, bias: Array,
-      enable_dropout: bool = False):
+      self, x: Array, own: tuple[KeyValue | None, Mapping[str, Array]],
+      bias: Array):
+    prefix, keep = own
     config = self.config
-    drop = functools.partial(
-        layers.dropout, rate=config.dropout_rate, enable=enable_dropout)
     h = _attention(config, "attention")(
-        x, x, bias, enable_dropout=enable_dropout, prefix=prefix)
-    x = _norm(config, "post_attention_layer_norm")(x + drop(h))
-    h = _mlp(config)(x, enable_dropout)
-    return _norm(config, "post_mlp_layer_norm")(x + drop(h)), None
+        x, x, bias, keep=keep.get("attention"), prefix=prefix)
+    x = _norm(config, "post_attention_layer_norm")(
+        x + layers.masked(h, keep.get("attention_out")))
+    h = _mlp(config)(x, keep.get("mlp"))
+    return _norm(config, "post_mlp_layer_norm")(
+        x + layers.masked(h, keep.get("mlp_out"))), None
 
 
 class DecoderLayer(nn.Module):
@@ -126,27 +126,26 @@ class DecoderLayer(nn.Module):
   def __call__(
       self,
       x: Array,
-      prefixes: tuple[KeyValue | None, KeyValue | None],
+      own: tuple[KeyValue | None, KeyValue | None, Mapping[str, Array]],
       encoded: Array,
       self_bias: Array,
       cross_bias: Array,
       decode: bool = False,
-      enable_dropout: bool = False,
   ):
+    prefix, cross_prefix, keep = own
     config = self.config
-    drop = functools.partial(
-        layers.dropout, rate=config.dropout_rate, enable=enable_dropout)
-    prefix, cross_prefix = prefixes
     h = _attention(config, "self_attention")(
-        x, x, self_bias, decode=decode, enable_dropout=enable_dropout,
+        x, x, self_bias, decode=decode, keep=keep.get("attention"),
         prefix=prefix)
-    x = _norm(config, "post_self_attention_layer_norm")(x + drop(h))
+    x = _norm(config, "post_self_attention_layer_norm")(
+        x + layers.masked(h, keep.get("attention_out")))
     h = _attention(config, "encoder_decoder_attention")(
-        x, encoded, cross_bias, enable_dropout=enable_dropout,
-        prefix=cross_prefix)
-    x = _norm(config, "post_cross_attention_layer_norm")(x + drop(h))
-    h = _mlp(config)(x, enable_dropout)
-    return _norm(config, "post_mlp_layer_norm")(x + drop(h)), None
+        x, encoded, cross_bias, keep=keep.get("cross"), prefix=cross_prefix)
+    x = _norm(config, "post_cross_attention_layer_norm")(
+        x + layers.masked(h, keep.get("cross_out")))
+    h = _mlp(config)(x, keep.get("mlp"))
+    return _norm(config, "post_mlp_layer_norm")(
+        x + layers.masked(h, keep.get("mlp_out"))), None
 
 
 class _Side(nn.Module):
@@ -218,8 +217,11 @@ class Encoder(_Side):
               if self.prefix_factory else None)
     mask = layers.key_mask(visible(tokens, x.shape[1], config.pad_id))
     x, _ = stack.run(
-        EncoderLayer, config, config.num_encoder_layers, x, prefix, (mask,),
-        (enable_dropout,))
+        EncoderLayer, config, config.num_encoder_layers, x,
+        (prefix, layers.stack_dropout(
+            self, config, config.num_encoder_layers, x, enable_dropout,
+            {"attention": x.shape[1] + layers.prefix_length(prefix)})),
+        (mask,), ())
     return x
 
 
@@ -262,7 +264,7 @@ class Decoder(_Side):
         else None)
     start, length = 0, tokens.shape[1]
     if prefix is not None and self.prefix_has_positions:
-      start = prefix[0].shape[3]
+      start = layers.prefix_length(prefix)
     _check_length(config, start + length, "decoder")
     self_bias = layers.causal_mask(length)
     if decode:
@@ -274,10 +276,13 @@ class Decoder(_Side):
         self_bias = None  # the cache's own mask
     x = self._placed(self._embedded(tokens), start, enable_dropout)
     x, _ = stack.run(
-        DecoderLayer, config, config.num_decoder_layers, x,
-        (prefix, cross_prefix),
-        (encoded, self_bias, layers.key_mask(encoder_is_token)),
-        (decode, enable_dropout))
+        DecoderLayer, config, count, x,
+        (prefix, cross_prefix, layers.stack_dropout(
+            self, config, count, x, enable_dropout, {
+                "attention": length + layers.prefix_length(prefix),
+                "cross": encoded.shape[1] + layers.prefix_length(
+                    cross_prefix)})),
+        (encoded, self_bias, layers.key_mask(encoder_is_token)), (decode,))
     return x
 
 

@@ -43,9 +43,30 @@ def matmul(x: Array, kernel: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _narrow(equation: str, dtype, x: Array, y: Array) -> Array:
-  summed = jnp.float32 if jax.default_backend() == "cpu" else dtype
-  return jnp.einsum(
-      equation, x, y, preferred_element_type=summed).astype(dtype)
+  if jax.default_backend() != "cpu":
+    return jnp.einsum(equation, x, y, preferred_element_type=dtype)
+  return _merged(equation, x, y).astype(dtype)
+
+
+def _merged(equation: str, x: Array, y: Array) -> Array:
+  """Into float32, with the leading axes that all terms share made one.
+
+  XLA's CPU backend converts the operands of products with several such axes.
+  """
+  terms, out = equation.split("->")
+  left, right = terms.split(",")
+  count = 0
+  while left[count:count + 1] == right[count:count + 1] == out[
+      count:count + 1] != "":
+    count += 1
+  if count < 2:
+    return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
+  lead, cut = x.shape[:count], count - 1
+  product = jnp.einsum(
+      f"{left[cut:]},{right[cut:]}->{out[cut:]}",
+      *(z.reshape(-1, *z.shape[count:]) for z in (x, y)),
+      preferred_element_type=jnp.float32)
+  return product.reshape(*lead, *product.shape[1:])
 
 
 def _forward(equation, dtype, x, y):

@@ -6,9 +6,8 @@ load one to one and a stock `t5x.models.EncoderDecoderModel` drives
 untied logits of 1.1: Shazeer 2020 (arXiv 2002.05202).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
@@ -70,14 +69,12 @@ def _norm(config: Config, name: str) -> layers.RootMeanSquareNorm:
 
 def _attention(config: Config, name: str) -> layers.Attention:
   return layers.Attention(
-      config.num_heads, config.head_dim, config.dtype, config.dropout_rate,
-      name=name)
+      config.num_heads, config.head_dim, config.dtype, name=name)
 
 
 def _mlp(config: Config) -> layers.Mlp:
   return layers.Mlp(
-      config.mlp_dim, config.mlp_activations, config.dtype,
-      config.dropout_rate, name="mlp")
+      config.mlp_dim, config.mlp_activations, config.dtype, name="mlp")
 
 
 class EncoderLayer(nn.Module):
@@ -94,21 +91,21 @@ class EncoderLayer(nn.Module):
   def __call__(
       self,
       x: Array,
-      prefix: tuple[Array, Array] | None,
+      own: tuple[tuple[Array, Array] | None, Mapping[str, Array]],
       bias: Array,
       prefix_bias: Array | None,
-      enable_dropout: bool = False,
   ):
+    prefix, keep = own
     if self.prompt_factory is not None:
       x = self.prompt(None, x).astype(x.dtype)
-    drop = functools.partial(
-        layers.dropout, rate=self.config.dropout_rate, enable=enable_dropout)
     h = _norm(self.config, "pre_attention_layer_norm")(x)
-    x = x + drop(_attention(self.config, "attention")(
-        h, h, bias, enable_dropout=enable_dropout, prefix=prefix,
-        prefix_bias=prefix_bias))
+    h = _attention(self.config, "attention")(
+        h, h, bias, keep=keep.get("attention"), prefix=prefix,
+        prefix_bias=prefix_bias)
+    x = x + layers.masked(h, keep.get("attention_out"))
     h = _norm(self.config, "pre_mlp_layer_norm")(x)
-    return x + drop(_mlp(self.config)(h, enable_dropout)), None
+    h = _mlp(self.config)(h, keep.get("mlp"))
+    return x + layers.masked(h, keep.get("mlp_out")), None
 
 
 class DecoderLayer(nn.Module):
@@ -120,27 +117,28 @@ class DecoderLayer(nn.Module):
   def __call__(
       self,
       x: Array,
-      prefixes: tuple[tuple[Array, Array] | None, ...],
+      own: tuple[
+          tuple[Array, Array] | None, tuple[Array, Array] | None,
+          Mapping[str, Array]],
       encoded: Array,
       self_bias: Array,
       prefix_bias: Array | None,
       cross_bias: Array,
       decode: bool = False,
-      enable_dropout: bool = False,
   ):
-    prefix, cross_prefix = prefixes
-    drop = functools.partial(
-        layers.dropout, rate=self.config.dropout_rate, enable=enable_dropout)
+    prefix, cross_prefix, keep = own
     h = _norm(self.config, "pre_self_attention_layer_norm")(x)
-    x = x + drop(_attention(self.config, "self_attention")(
-        h, h, self_bias, decode=decode, enable_dropout=enable_dropout,
-        prefix=prefix, prefix_bias=prefix_bias))
+    h = _attention(self.config, "self_attention")(
+        h, h, self_bias, decode=decode, keep=keep.get("attention"),
+        prefix=prefix, prefix_bias=prefix_bias)
+    x = x + layers.masked(h, keep.get("attention_out"))
     h = _norm(self.config, "pre_cross_attention_layer_norm")(x)
-    x = x + drop(_attention(self.config, "encoder_decoder_attention")(
-        h, encoded, cross_bias, enable_dropout=enable_dropout,
-        prefix=cross_prefix))
+    h = _attention(self.config, "encoder_decoder_attention")(
+        h, encoded, cross_bias, keep=keep.get("cross"), prefix=cross_prefix)
+    x = x + layers.masked(h, keep.get("cross_out"))
     h = _norm(self.config, "pre_mlp_layer_norm")(x)
-    return x + drop(_mlp(self.config)(h, enable_dropout)), None
+    h = _mlp(self.config)(h, keep.get("mlp"))
+    return x + layers.masked(h, keep.get("mlp_out")), None
 
 
 class Encoder(nn.Module):
@@ -192,9 +190,11 @@ class Encoder(nn.Module):
       prefix = self.prefix(config, config.num_encoder_layers)
       prefix_bias = relpos(positions, _before(prefix))
     x, _ = stack.run(
-        EncoderLayer, config, config.num_encoder_layers, x, prefix,
-        (bias, prefix_bias), (enable_dropout,),
-        prompt_factory=self.layer_prompt_factory)
+        EncoderLayer, config, config.num_encoder_layers, x,
+        (prefix, layers.stack_dropout(
+            self, config, config.num_encoder_layers, x, enable_dropout,
+            {"attention": x.shape[1] + layers.prefix_length(prefix)})),
+        (bias, prefix_bias), (), prompt_factory=self.layer_prompt_factory)
     x = _norm(config, "encoder_norm")(x)
     return layers.dropout(x, config.dropout_rate, enable_dropout)
 
@@ -224,7 +224,7 @@ def visible(tokens: Array, length: int) -> Array:
 
 def _before(prefix: tuple[Array, Array]) -> Array:
   """Positions -P to -1 of keys and values [L, 1, N, P, D]."""
-  return jnp.arange(-prefix[0].shape[3], 0)
+  return jnp.arange(-layers.prefix_length(prefix), 0)
 
 
 class Decoder(nn.Module):
@@ -289,9 +289,13 @@ class Decoder(nn.Module):
       cross_prefix = self.cross_prefix(config, config.num_decoder_layers)
     x, _ = stack.run(
         DecoderLayer, config, config.num_decoder_layers, x,
-        (prefix, cross_prefix),
+        (prefix, cross_prefix, layers.stack_dropout(
+            self, config, config.num_decoder_layers, x, enable_dropout, {
+                "attention": length + layers.prefix_length(prefix),
+                "cross": encoded.shape[1] + layers.prefix_length(
+                    cross_prefix)})),
         (encoded, self_bias, prefix_bias, layers.key_mask(encoder_is_token)),
-        (decode, enable_dropout))
+        (decode,))
     x = _norm(config, "decoder_norm")(x)
     return layers.dropout(x, config.dropout_rate, enable_dropout)
 

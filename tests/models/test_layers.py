@@ -229,6 +229,67 @@ def test_dropout_has_one_mask_for_all_positions():
   np.testing.assert_array_equal(Dropped(0.0).apply({}, x, True), x)
 
 
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("with_keep", [True, False])
+def test_gradients_of_attention_in_16_bits(random, with_bias, with_keep):
+  """Oracle: JAX's own derivative of the same formula in float32."""
+  query = random.randn(2, 3, 8, 16)
+  key, value = random.randn(2, 2, 3, 10, 16)
+  wanted, bias = random.randn(2, 3, 8, 16), random.randn(1, 3, 8, 10)
+  keep = (random.rand(2, 3, 1, 10) < 0.8) / 0.8 if with_keep else None
+  narrow = [jnp.asarray(x, jnp.bfloat16) for x in (query, key, value)]
+  bias = jnp.asarray(bias, jnp.float32) if with_bias else jnp.float32(0.0)
+
+  def total(parts, bias, keep):
+    out = layers.attend(*parts, bias if with_bias else None, keep)
+    return jnp.sum(out.astype(jnp.float32) * wanted), out
+
+  run = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+  got, out = run(narrow, bias, keep)
+  expected, exact = run([x.astype(jnp.float32) for x in narrow], bias, keep)
+  assert {x.dtype for x in got[0]} == {out.dtype} == {jnp.dtype(jnp.bfloat16)}
+  # A rounding is off by at most 2^-9 of a value, and each result has had a few.
+  for x, y in zip(jax.tree.leaves((got, out)),
+                  jax.tree.leaves((expected, exact))):
+    error = np.asarray(x, np.float32) - np.asarray(y)
+    assert np.sqrt(np.mean(error**2)) <= 2**-7 * np.sqrt(np.mean(y**2))
+
+
+class StackDropped(nn.Module):
+  """`layers.stack_dropout` where Linen finds the rng."""
+
+  dropout_rate: float
+  num_heads: int = 3
+  mlp_dim: int = 500
+
+  @nn.compact
+  def __call__(self, x, enable):
+    return layers.stack_dropout(self, self, 4, x, enable, {"attention": 70})
+
+
+def test_each_layer_drops_its_own():
+  x = jnp.ones((2, 5, 250))
+  rngs = {"dropout": jax.random.key(0)}
+  got = StackDropped(0.2).apply({}, x, True, rngs=rngs)
+  assert {name: mask.shape for name, mask in got.items()} == {
+      "attention": (4, 2, 3, 1, 70), "attention_out": (4, 2, 1, 250),
+      "mlp": (4, 2, 1, 500), "mlp_out": (4, 2, 1, 250)}
+  for mask in got.values():
+    rows = np.asarray(mask).reshape(-1, mask.shape[-1])
+    assert set(np.unique(rows)) == {0.0, np.float32(1 / 0.8)}
+    # Of 1,680 draws at least; the standard deviation is at most 0.01.
+    assert abs((rows == 0).mean() - 0.2) < 0.04
+    assert len(np.unique(rows, axis=0)) == len(rows)
+  out, mlp = got["attention_out"], got["mlp_out"]
+  assert float(jnp.mean(out == mlp)) < 0.73  # by chance 0.68, off by 0.01
+  assert not StackDropped(0.2).apply({}, x, False)
+  assert not StackDropped(0.0).apply({}, x, True)
+  np.testing.assert_array_equal(layers.masked(x, None), x)
+  np.testing.assert_array_equal(
+      layers.masked(x, got["mlp_out"][0]),
+      np.broadcast_to(got["mlp_out"][0], x.shape))
+
+
 @pytest.mark.parametrize("queries, keys, expected", [
     (1, 228, False),  # a step of decoding: XLA makes keys before the loop
     (2, 228, True), (8, 228, True), (49, 228, True), (50, 228, False),
