@@ -7,6 +7,7 @@ examples share, or each example's own. It comes from prefix tuning, or from a
 prompt that was run once for the whole batch.
 """
 
+from collections.abc import Callable
 import functools
 
 import flax.linen as nn
@@ -40,6 +41,7 @@ def attend(
     bias: Array,
     prefix: KeyValue | None = None,
     prefix_bias: Array | None = None,
+    drop: Callable[[Array], Array] = lambda weights: weights,
 ) -> Array:
   """Softmax attention over a prefix and the text.
 
@@ -54,6 +56,7 @@ def attend(
     bias: broadcastable to [K, B, G, T, S].
     prefix: keys and values [K, 1 or B, P, D], visible to every query.
     prefix_bias: broadcastable to [K, B, G, T, P], if the prefix needs one.
+    drop: dropout of the weights.
 
   Returns:
     [K, B, G, T, D] in the query's dtype; scores and softmax are float32.
@@ -78,7 +81,7 @@ def attend(
   total = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
   out = sum(
       products.einsum(
-          "kbqs,kbsd->kbqd", rows(w.astype(values.dtype), values), values,
+          "kbqs,kbsd->kbqd", rows(drop(w).astype(values.dtype), values), values,
           jnp.float32).reshape(query.shape)
       for w, (_, values, _) in zip(weights, parts))
   return (out / total).astype(query.dtype)
@@ -196,7 +199,9 @@ class SelfAttention(nn.Module):
     if bias is None:
       out = fused_attend(query, key, value, prefix)
     else:
-      out = attend(query, key, value, bias, prefix, prefix_bias)
+      out = attend(
+          query, key, value, bias, prefix, prefix_bias, lambda weights: (
+              layers.element_dropout(self, weights, config.dropout_rate)))
     out = layers.Dense(
         x.shape[-1], ("joined_kv", "embed"), config.dtype,
         use_bias=config.attention_out_bias, name="out")(

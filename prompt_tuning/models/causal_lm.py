@@ -58,6 +58,9 @@ class Config:
     fused_attention: whether to use `jax.nn.dot_product_attention` where it is
       exact; None: on a GPU in 16 bits.
     dtype: of the activations; parameters have the dtype they are given in.
+    dropout_rate: in steps with an rng `dropout`, of the embedded input, the
+      attention weights, and what a layer adds to the residual stream (GPT-2
+      was trained with 0.1).
     scan_layers: see `t5.Config`.
     remat: see `t5.Config`.
   """
@@ -89,6 +92,7 @@ class Config:
   attention_scale: float | None = None
   fused_attention: bool | None = None
   dtype: jnp.dtype = jnp.float32
+  dropout_rate: float = 0.0
   scan_layers: bool = False
   remat: str = "none"
 
@@ -136,12 +140,14 @@ class Layer(nn.Module):
     h = _norm(config, "pre_attention_layer_norm")(x)
     attended, own = causal_attention.SelfAttention(config, name="attention")(
         h, prefix, angles, biases, cache_index, cache_length)
+    attended = layers.element_dropout(self, attended, config.dropout_rate)
     if not config.parallel_block:
       x = x + attended
       h = _norm(config, "pre_mlp_layer_norm")(x)
     mlp = layers.Mlp(
         config.mlp_dim, config.mlp_activations, config.dtype,
         use_bias=config.mlp_bias, name="mlp")(h)
+    mlp = layers.element_dropout(self, mlp, config.dropout_rate)
     return (x + attended + mlp if config.parallel_block else x + mlp), own
 
 
@@ -210,6 +216,7 @@ class Decoder(nn.Module):
       positions = self._positions(x, visible, key_visible, index) + before
     if self.position_embedder is not None:
       x = x + self.position_embedder(positions)
+    x = layers.element_dropout(self, x, config.dropout_rate)
     angles = None
     if config.positions == "rotary":
       rates = rotary.frequencies(
@@ -217,7 +224,8 @@ class Decoder(nn.Module):
           config.rope_scaling)
       angles = rotary.angles(positions, rates)
     biases = _biases(
-        config, positions, visible, key_visible, index, before, x.shape[1])
+        config, positions, visible, key_visible, index, before, x.shape[1],
+        layers.drops(self, config.dropout_rate))
     return stack.run(
         Layer, config, config.num_layers, x, prefix,
         (angles, biases, index), (cache_length, begins_with_prompt),
@@ -266,7 +274,8 @@ def _check_length(config: Config, before: int, length: int):
         "lower TASK_FEATURE_LENGTHS or PROMPT_LENGTH.")
 
 
-def _biases(config, positions, visible, key_visible, index, before, length):
+def _biases(
+    config, positions, visible, key_visible, index, before, length, drops):
   """Additive masks and penalties of the text and of the prefix.
 
   Broadcastable to [K, B, G, T, S]; None for the text is the fused kernel's own
@@ -280,7 +289,7 @@ def _biases(config, positions, visible, key_visible, index, before, length):
   if fused is None:
     fused = (jax.default_backend() == "gpu"
              and jnp.dtype(config.dtype).itemsize == 2)
-  if fused and visible is None and not far and not alibi:
+  if fused and visible is None and not far and not alibi and not drops:
     return None, None
   if index is None:
     key_positions = positions

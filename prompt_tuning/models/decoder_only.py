@@ -79,7 +79,7 @@ class DecoderOnlyModel(language_model.LanguageModel):
   ) -> Array:
     """See `LanguageModel.hidden`.
 
-    `dropout_rng` is for deltas: frozen decoder-only models have no dropout.
+    `dropout_rng` is for the network, at its `dropout_rate`, and for methods.
     """
     tokens = batch["decoder_input_tokens"]
     return self._apply(

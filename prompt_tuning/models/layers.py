@@ -335,6 +335,21 @@ def dropout(x: Array, rate: float, enable: bool) -> Array:
   return nn.Dropout(rate, broadcast_dims=(-2,))(x, deterministic=False)
 
 
+def element_dropout(module: nn.Module, x: Array, rate: float) -> Array:
+  """Dropout of each element by itself, in calls of a module with an rng for it.
+
+  As PyTorch's models have it. Called from the module's compact method.
+  """
+  if not drops(module, rate):
+    return x
+  return nn.Dropout(rate, deterministic=False)(x)
+
+
+def drops(module: nn.Module, rate: float) -> bool:
+  """Whether `element_dropout` does anything."""
+  return rate > 0.0 and module.has_rng("dropout")
+
+
 def stack_dropout(
     module: nn.Module, config, length: int, x: Array, enable: bool,
     keys: Mapping[str, int],

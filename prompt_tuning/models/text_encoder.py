@@ -66,6 +66,7 @@ class Config:
   qkv_bias: ClassVar[bool] = True
   attention_out_bias: ClassVar[bool] = True
   attention_scale: ClassVar[None] = None
+  dropout_rate: ClassVar[float] = 0.0
 
   def __post_init__(self):
     stack.check_options(self)
