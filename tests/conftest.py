@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import json
 import os
 import pathlib
 import subprocess
@@ -53,6 +54,57 @@ def smollm2():
 def expectations():
   """Small committed expected values (see tests/expectations/README.md)."""
   return ROOT / "tests" / "expectations"
+
+
+@pytest.fixture(scope="session")
+def write_tiny_lm():
+  """Writes a decoder-only model as a Hugging Face folder: `_write_tiny_lm`."""
+  return _write_tiny_lm
+
+
+def _write_tiny_lm(
+    folder, texts, vocab_size, end="</s>", family=None, **changes):
+  """Random weights, and a tokenizer of bytes.
+
+  Args:
+    folder: which exists.
+    texts: what the tokenizer merges bytes by.
+    vocab_size: at most.
+    end: the end of a sequence; of GPT-2 it is the begin too.
+    family: see `hugging_face.save`; None is Llama.
+    **changes: of `causal_lm.Config`.
+
+  Returns:
+    The folder.
+  """
+  import jax
+  import numpy as np
+  import tokenizers
+
+  from prompt_tuning.checkpoints import hugging_face
+  from prompt_tuning.models import causal_lm, decoder_only
+
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+      add_prefix_space=False)
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  tokenizer.train_from_iterator(texts, tokenizers.trainers.BpeTrainer(
+      vocab_size=vocab_size, special_tokens=[end], show_progress=False,
+      initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+  tokenizer.save(str(folder / "tokenizer.json"))
+  names = ["eos_token", *(["bos_token"] if family == "gpt2" else [])]
+  (folder / "tokenizer_config.json").write_text(
+      json.dumps(dict.fromkeys(names, end)))
+  config = causal_lm.Config(
+      tokenizer.get_vocab_size(), 8, 1, 2, 4, 16, **changes)
+  shapes, _ = decoder_only.DecoderOnlyModel(
+      causal_lm.CausalLM(config), None).abstract()
+  draw = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.3, s.shape)
+      .astype(np.float32), shapes)
+  hugging_face.save(folder, params, config, "float32", family=family)
+  return folder
 
 
 @pytest.fixture

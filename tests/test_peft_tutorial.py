@@ -8,12 +8,8 @@ import json
 import math
 import re
 
-import jax
 import numpy as np
 import pytest
-
-from prompt_tuning.checkpoints import hugging_face
-from prompt_tuning.models import causal_lm, decoder_only
 
 CONFIGS = "prompt_tuning/configs"
 MODEL = f"{CONFIGS}/models/causal_lm_from_checkpoint_prompt.gin"
@@ -23,33 +19,13 @@ TWEETS = [(f"the parcel number {i} is {'late' if i % 3 else 'here'}",
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory, write_tiny_lm):
   """A Hugging Face directory: random weights and a tokenizer of the tweets."""
-  import tokenizers
-
-  folder = tmp_path_factory.mktemp("base")
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-      add_prefix_space=False)
-  tokenizer.decoder = tokenizers.decoders.ByteLevel()
-  tokenizer.train_from_iterator(
+  return write_tiny_lm(
+      tmp_path_factory.mktemp("base"),
       [f"Tweet text : {text} Label : {label}" for text, label in TWEETS * 9]
       + ["Classify if the tweet is a complaint or not:", "complaint"] * 9,
-      tokenizers.trainers.BpeTrainer(
-          vocab_size=400, special_tokens=["</s>"], show_progress=False,
-          initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
-  tokenizer.save(str(folder / "tokenizer.json"))
-  (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-  config = causal_lm.Config(
-      tokenizer.get_vocab_size(), 8, 1, 2, 4, 16, max_positions=128)
-  shapes, _ = decoder_only.DecoderOnlyModel(
-      causal_lm.CausalLM(config), None).abstract()
-  draw = np.random.default_rng(0)
-  params = jax.tree.map(
-      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.3, s.shape)
-      .astype(np.float32), shapes)
-  hugging_face.save(folder, params, config, "float32")
-  return folder
+      400, max_positions=128)
 
 
 def write_tweets(path, rows):

@@ -2,41 +2,16 @@
 
 import json
 
-import jax
-import numpy as np
 import pytest
-
-from prompt_tuning.checkpoints import hugging_face
-from prompt_tuning.models import causal_lm, decoder_only
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory):
+def tiny_llama(tmp_path_factory, write_tiny_lm):
   """A Hugging Face directory: random weights, a tokenizer of bytes."""
-  import tokenizers as library
-
-  folder = tmp_path_factory.mktemp("tiny_llama")
-  tokenizer = library.Tokenizer(library.models.BPE())
-  tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(
-      add_prefix_space=False)
-  tokenizer.decoder = library.decoders.ByteLevel()
-  tokenizer.train_from_iterator(
+  return write_tiny_lm(
+      tmp_path_factory.mktemp("tiny_llama"),
       ["def f(x):\n    return x + 1\n", "assert f(1) == 2\n[/ANSWER]\n"] * 9,
-      library.trainers.BpeTrainer(
-          vocab_size=300, special_tokens=["</s>"], show_progress=False,
-          initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet()))
-  tokenizer.save(str(folder / "tokenizer.json"))
-  (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
-  config = causal_lm.Config(
-      tokenizer.get_vocab_size(), 8, 1, 2, 4, 16, max_positions=256)
-  shapes, _ = decoder_only.DecoderOnlyModel(
-      causal_lm.CausalLM(config), None).abstract()
-  draw = np.random.default_rng(0)
-  params = jax.tree.map(
-      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.3, s.shape)
-      .astype(np.float32), shapes)
-  hugging_face.save(folder, params, config, "float32")
-  return folder
+      300, max_positions=256)
 
 
 @pytest.fixture(scope="session")

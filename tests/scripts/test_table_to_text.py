@@ -8,54 +8,29 @@ import functools
 import json
 import re
 
-import jax
 import numpy as np
 import pytest
 import sacrebleu
 
-from prompt_tuning.checkpoints import hugging_face
-from prompt_tuning.models import causal_lm, decoder_only
 from prompt_tuning.scripts import decode_sweep, score_text
 
 CONFIGS = "prompt_tuning/configs"
 MODEL = "models/causal_lm_from_checkpoint"
-WIDTH, LAYERS = 8, 1
+WIDTH, LAYERS = 8, 1  # as `write_tiny_lm` has them
 
 TABLES = [f"name : {name} | area : {area}" for name in ("Mill", "Vaults", "Sun",
           "Moon", "Star") for area in ("riverside", "city centre")]
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def base(tmp_path_factory, write_tiny_lm):
   """A Hugging Face folder: DistilGPT-2 but for its sizes and weights."""
-  import tokenizers as library
-
-  folder = tmp_path_factory.mktemp("distilgpt2")
-  tokenizer = library.Tokenizer(library.models.BPE())
-  tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(
-      add_prefix_space=False)
-  tokenizer.decoder = library.decoders.ByteLevel()
-  tokenizer.train_from_iterator(
-      ["Convert the following table into English text: ", *TABLES] * 3,
-      library.trainers.BpeTrainer(
-          vocab_size=330, special_tokens=["<|endoftext|>"],
-          show_progress=False,
-          initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet()))
-  tokenizer.save(str(folder / "tokenizer.json"))
-  (folder / "tokenizer_config.json").write_text(
-      '{"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}')
-  config = causal_lm.Config(
-      tokenizer.get_vocab_size(), WIDTH, LAYERS, 2, 4, 16, max_positions=160,
-      positions="learned", norm="layer_norm", mlp_activations=("gelu",),
-      qkv_bias=True, attention_out_bias=True, mlp_bias=True)
-  shapes, _ = decoder_only.DecoderOnlyModel(
-      causal_lm.CausalLM(config), None).abstract()
-  draw = np.random.default_rng(0)
-  params = jax.tree.map(
-      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.3, s.shape)
-      .astype(np.float32), shapes)
-  hugging_face.save(folder, params, config, "float32", family="gpt2")
-  return folder
+  return write_tiny_lm(
+      tmp_path_factory.mktemp("distilgpt2"),
+      ["Convert the following table into English text: ", *TABLES] * 3, 330,
+      "<|endoftext|>", "gpt2", max_positions=160, positions="learned",
+      norm="layer_norm", mlp_activations=("gelu",), qkv_bias=True,
+      attention_out_bias=True, mlp_bias=True)
 
 
 @pytest.fixture(scope="module")
