@@ -11,6 +11,8 @@ Everything that a run writes lies in its MODEL_DIR:
                                   model, prefix, as PEFT has it
     train.jsonl  inference_eval/  tensorboard/  learning_curve.png
     hugging_face/                 the whole model, when the base was trained too
+    best/                         such a folder, of the best evaluation, if
+                                  KEEP_BEST names a metric
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ import optax
 
 from prompt_tuning import errors
 from prompt_tuning.checkpoints import runs
+from prompt_tuning.train import best as best_lib
 from prompt_tuning.train import (
   epochs,
   evaluation,
@@ -124,7 +127,7 @@ def train(
   if checkpoints.steps():
     weights.trainable = None  # what is restored needs its memory
   restored = checkpoints.latest(state_shapes)
-  results, unlogged = {}, None
+  results, unlogged, best_value = {}, None, None
   if restored is None:
     state = setup.initial_state(weights, optimizer, state_shapes)
   else:
@@ -132,6 +135,7 @@ def train(
     check_same_base(position, identity, model_dir)
     data.set_state(position["data"])
     results, unlogged = position["results"], position.get("unlogged")
+    best_value = position.get("best")
   first_step = int(state.step)
   train_step = step_lib.compiled_update(
       step_lib.make_train_step(
@@ -144,6 +148,7 @@ def train(
           initial_step=weights.base_step) as reporter,
       stopping.StopRequest() as stop,
       checkpoints,
+      best_lib.Best(model_dir, save_checkpoint_cfg.best, best_value) as best,
   ):
     exporting.write_configuration(model_dir)
     note_sizes(reporter, state.trainable, frozen, first_step)
@@ -153,12 +158,12 @@ def train(
 
     averages = meter.Meter(reporter, log_period, unlogged)
 
-    def save():
+    def save(checkpoints=checkpoints, folder=model_dir):
       at = int(state.step)
       checkpoints.save(at, state, {
-          "data": data.get_state(), "results": results,
+          "data": data.get_state(), "results": results, "best": best.value,
           "unlogged": averages.unlogged(), **identity}, exporting.writer(
-              model_dir, at, model, state.trainable, weights,
+              folder, at, model, state.trainable, weights,
               train_dataset_cfg, results, {"total_steps": total_steps}))
 
     while first_step < total_steps:  # a run that is done is only evaluated
@@ -182,6 +187,8 @@ def train(
         results = evaluator.run(step, state.trainable, frozen, reporter)
         reporting.learning_curve(
             model_dir, os.path.join(model_dir, "learning_curve.png"))
+        if best.improves(results):
+          save(best.checkpoints, best.folder)
       is_stopping = stop.agreed()
       if is_last or is_stopping or step % save_checkpoint_cfg.period == 0:
         save()

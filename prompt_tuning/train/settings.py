@@ -89,12 +89,15 @@ class SaveCheckpointConfig:
       at its end if it trained the base.
     max_shard_bytes: of one file of that model; the largest tensor may exceed
       it.
+    best: a metric of the evaluations, see `best.Best`: the state of the best
+      one is kept besides. None keeps none.
   """
 
   period: int = 1000
   keep: int | None = 1
   model_dtype: str = "float32"
   max_shard_bytes: int = 5_000_000_000
+  best: str | None = None
 
   def __post_init__(self):
     check_positive("SAVE_PERIOD (utils.SaveCheckpointConfig.period)",

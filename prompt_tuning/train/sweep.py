@@ -157,6 +157,11 @@ def train_members(
   """
   # ---------------------------------------------------------------- set-up
   _check_names(together)
+  if save_checkpoint_cfg.best is not None:
+    raise errors.UserError(
+        f"KEEP_BEST is {save_checkpoint_cfg.best!r}, which is for single runs: "
+        "leave it None in a sweep; numpy_checkpoints/ have the prompts of each "
+        "save.")
   first = together[0]
   loop.check_numbers(
       first.train, EVAL_PERIOD=eval_period, LOG_PERIOD=log_period,
