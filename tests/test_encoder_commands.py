@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from prompt_tuning.formats import npy, peft
 from prompt_tuning.scripts import convert
@@ -11,6 +12,7 @@ STEPS = {"TRAIN_STEPS": 4, "EVAL_PERIOD": 4, "SAVE_PERIOD": 4,
          "LOG_PERIOD": 2, "LEARNING_RATE": 0.1}
 
 
+@pytest.mark.slow
 def test_a_p_tuning_run_leaves_the_prompt_that_it_used(
     command, tiny_flags, tiny_base, tmp_path):
   run = tmp_path / "run"

@@ -214,6 +214,7 @@ def test_methods_on_t5(command, tiny_flags, tmp_path, method, rank):
   assert found == predictions(run)
 
 
+@pytest.mark.slow
 def test_an_encoder_is_trained_too(
     command, causal_flags, tiny_llama, tmp_path):
   """It starts from its files, learns, and is in the file that is left."""
@@ -277,6 +278,7 @@ def test_idpg_of_an_encoder_that_is_trained(
   assert np.abs(found["own/out/bias"]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_another_method_or_encoder(
     command, causal_flags, letters, letters_folder, tmp_path):
   """A file of IDPG for LOPA; a run that goes on with another encoder."""

@@ -70,6 +70,7 @@ def test_the_folded_model_is_the_same_function(case, is_t5):
       trained.apply({"params": params}, *inputs, **options), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("peft_layers", [False, True])
 def test_all_three_prefixes_of_t5_are_folded(peft_layers):
   doors = ("encoder_prefix_factory", "decoder_prefix_factory",

@@ -431,6 +431,7 @@ def test_beams_have_their_examples_prompt(kind, scan, encoding):
     np.testing.assert_allclose(scores[i], one[1][0], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_parts_of_a_batch(encoding):
   """Over 8 devices, in microbatches and of stacked members: the same."""
   model = causal(Encoder)

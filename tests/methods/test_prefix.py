@@ -120,6 +120,7 @@ def test_each_set_of_t5_changes_the_logits_and_is_trained():
     assert np.all(np.abs(layers).max(axis=(0, 3)) > 1e-6)
 
 
+@pytest.mark.slow
 def test_t5_decodes_with_all_sets_as_without_a_cache():
   module, params = t5_with(*SETS)
   whole = t5_logits(module, params)

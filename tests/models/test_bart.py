@@ -364,6 +364,7 @@ def test_prefixes_stand_before_the_keys_of_each_attention(door):
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_example_may_have_a_prefix_of_its_own():
   """[L, B, N, P, D]; oracle: the model with each of the shared ones."""
   module, _ = make(doors=())

@@ -245,6 +245,7 @@ def test_sharded_weights_give_the_same_loss(folder, weights, batch):
   assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_prompt_trained_on_int8_works_on_bfloat16(weights, batch):
   model = model_of()
   optimizer = optax.adam(0.1)
@@ -264,6 +265,7 @@ def test_a_prompt_trained_on_int8_works_on_bfloat16(weights, batch):
   assert trained[1] == pytest.approx(trained[0], rel=2e-2)
 
 
+@pytest.mark.slow
 def test_decoder_only_models_have_it_too(batch):
   """The loss, a prompt's gradient, decoding; tied logits, scanned layers."""
   module = causal_lm.CausalLM(

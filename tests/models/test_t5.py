@@ -170,6 +170,7 @@ def test_scan_and_remat_do_not_change_the_numbers(scan_layers, remat):
   assert_close(outputs(scan_layers, remat), outputs())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_what_is_recomputed_draws_the_same_dropout(scan_layers):
   """The test above for remat="full", which recomputes the masks too."""

@@ -222,6 +222,7 @@ def test_labels_of_one_task_among_those_of_another(maker, batch):
       np.argmax(found[2], axis=1), np.argmax(wanted[2], axis=1))
 
 
+@pytest.mark.slow
 def test_valid_labels_alone_keep_the_plain_loss(maker, batch):
   model = t5_model(maker, "ValidLabelsOnly", length_normalize=False)
   params = state_lib.unflatten(drawn(maker, model))

@@ -181,6 +181,7 @@ def test_methods_of_other_kinds(flags, command, tmp_path, method, left):
   assert record["value"] == np.mean(record["values"])
 
 
+@pytest.mark.slow
 def test_a_prefix_is_put_to_use_from_its_run(
     flags, command, tiny_llama, tmp_path):
   """Its prompt.npy holds keys and values, which are no prompt.

@@ -196,6 +196,7 @@ def test_lists_that_make_no_members(how, lists, message):
     members.combinations(how, lists)
 
 
+@pytest.mark.slow
 def test_another_initializer_changes_the_prompt_alone():
   """Oracle: the model that was built with it."""
   initializer = nn.initializers.normal(2.0)
@@ -340,6 +341,7 @@ def test_a_stopped_sweep_goes_on(command, tiny_flags, swept, tmp_path):
   assert "has the members seed=0_learning_rate=0.003, " in other.err
 
 
+@pytest.mark.slow
 def test_a_member_that_diverges_leaves_the_others_alone(
     command, tiny_flags, swept, tmp_path):
   folder, _ = swept
@@ -361,6 +363,7 @@ def test_a_member_that_diverges_leaves_the_others_alone(
   assert "every member was not finite" in outcome.err
 
 
+@pytest.mark.slow
 def test_tasks_and_initializers(
     command, tiny_flags, tiny_task, tmp_path, shared_gin):
   outcome = command("sweep", *tiny_flags(
