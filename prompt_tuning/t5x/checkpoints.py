@@ -57,7 +57,7 @@ def save_numpy(
 
 def restore_base(
     checkpoint: Tree, model: Tree, *, patterns: Sequence[str],
-    is_resuming: bool = False,
+    from_file: bool = False, is_resuming: bool = False,
 ) -> Tree:
   """Takes all but what is trained from a checkpoint of the base model.
 
@@ -68,28 +68,41 @@ def restore_base(
   Args:
     checkpoint: T5X's state dict, with descriptions in place of arrays.
     model: the same of the model to be restored.
-    patterns: regular expressions of what is trained.
+    patterns: regular expressions of what is trained; empty where all of it is
+      in the checkpoint.
+    from_file: whether nothing is trained any more, and what was comes from the
+      one array of PROMPT_FILE.
     is_resuming: whether the checkpoint is this run's own; all of it is taken.
 
   Returns:
     The part of the checkpoint to restore.
 
   Raises:
-    UserError: naming frozen parameters that the checkpoint lacks.
+    UserError: naming parameters that the checkpoint lacks, or that neither it
+      nor PROMPT_FILE gives, which would be random.
   """
   if is_resuming:
     return checkpoint
   there = state_utils.flatten_state_dict(checkpoint)
   trained = state_lib.match_any(patterns)
-  wanted = [name for name in state_utils.flatten_state_dict(model)
-            if name.startswith("target/")
-            and not trained(name.removeprefix("target/"))]
+  names = [name for name in state_utils.flatten_state_dict(model)
+           if name.startswith("target/")]
+  wanted = [name for name in names
+            if not trained(name.removeprefix("target/"))]
+  if from_file and len(names) > len(wanted) + 1:
+    other = sorted(set(names) - set(wanted))
+    raise errors.UserError(
+        f"PROMPT_FILE is one array, and the model trains {len(other)} "
+        f"({', '.join(other[:3])}, …): take runs/t5x_trained_eval.gin or "
+        "t5x_trained_infer.gin, with the run's own checkpoint as "
+        "CHECKPOINT_PATH.")
   missing = [name for name in wanted if there.get(name) is None]
   if missing:
     raise errors.UserError(
-        f"The checkpoint lacks {len(missing)} of the {len(wanted)} frozen "
-        f"parameters, such as {', '.join(missing[:3])}: take a checkpoint of "
-        "this model, or give the size of the checkpoint's.")
+        f"The checkpoint lacks {len(missing)} of the {len(wanted)} "
+        f"{'frozen ' if patterns else ''}parameters, such as "
+        f"{', '.join(missing[:3])}: take a checkpoint of this model, or give "
+        "the size of the checkpoint's.")
   return flax.traverse_util.unflatten_dict(
       {name: there[name] for name in [*wanted, "state/step"]}, sep="/")
 

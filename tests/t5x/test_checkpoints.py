@@ -67,3 +67,16 @@ def test_a_checkpoint_of_another_model_is_refused():
   with pytest.raises(errors.UserError, match="lacks 1 of the 2 frozen.*"
                      "target/encoder/layers_1/scale"):
     checkpoints.restore_base(state(), bigger, patterns=PATTERNS)
+
+
+def test_what_a_file_cannot_give_is_refused():
+  """Instead of random values; a run's own checkpoint has all of it."""
+  heads = {"row": {"kernel": np.ones(3)}}
+  model = state(prompt={"prompt": {"shared": PROMPT, **heads}})
+  with pytest.raises(errors.UserError, match="one array.*trains 2.*trained"):
+    checkpoints.restore_base(
+        state(), model, patterns=PATTERNS, from_file=True)
+  with pytest.raises(errors.UserError, match="lacks 2 of the 3 parameters"):
+    checkpoints.restore_base(state(), model, patterns=[])
+  whole = checkpoints.restore_base(model, model, patterns=[])
+  assert whole["target"] == model["target"]

@@ -12,7 +12,7 @@ import t5x.models  # noqa: E402
 import t5x.train  # noqa: E402
 import t5x.utils  # noqa: E402
 
-from prompt_tuning import command_line  # noqa: E402
+from prompt_tuning import command_line, errors  # noqa: E402
 from prompt_tuning.t5x import models, optim  # noqa: E402
 
 CONFIGS = command_line.PACKAGE / "configs"
@@ -27,7 +27,8 @@ NEEDED = ["MIXTURE_OR_TASK_NAME = 'task'", "TASK_FEATURE_LENGTHS = {}",
 def parse(clean_gin, monkeypatch):
   """Reads a model's and a run's gin file, as the program `run` does."""
 
-  def parse(run, *bindings, files=("models/t5_1_1_small_prompt",)):
+  def parse(
+      run, *bindings, files=("models/t5_1_1_small_prompt",), kind="prompt"):
     program = PROGRAMS[run]
     monkeypatch.setattr(
         sys.modules["__main__"], program.__name__, program, raising=False)
@@ -36,7 +37,7 @@ def parse(clean_gin, monkeypatch):
       clean_gin.add_config_file_search_path(str(folder))
     clean_gin.parse_config_files_and_bindings(
         [*(f"{CONFIGS}/{name}.gin" for name in files),
-         f"{CONFIGS}/runs/t5x_prompt_{run}.gin"], [*NEEDED, *bindings],
+         f"{CONFIGS}/runs/t5x_{kind}_{run}.gin"], [*NEEDED, *bindings],
         finalize_config=False)
     return clean_gin
 
@@ -55,6 +56,19 @@ def test_every_run_makes_t5xs_model(parse, run):
   restore = gin.get_configurable(t5x.utils.RestoreCheckpointConfig)()
   assert restore.fallback_to_scratch and restore.path == "/base"
   assert len(restore.state_transformation_fns) == 1
+
+
+@pytest.mark.parametrize("run", ["eval", "infer"])
+def test_all_that_was_trained_is_of_the_checkpoint(parse, run):
+  gin = parse(run, "VOCABULARY_FILE = 'spiece.model'", kind="trained", files=(
+      "models/t5_1_1_small_prompt", "prompts/lopa"))
+  restore = gin.get_configurable(t5x.utils.RestoreCheckpointConfig)()
+  assert not restore.fallback_to_scratch
+  [hook] = restore.state_transformation_fns
+  state = {"state": {"step": 0}, "target": {"base": 0, "prompt": {"shared": 1}}}
+  assert hook(state, state) == state
+  with pytest.raises(errors.UserError, match="lacks 1 of the 2 parameters"):
+    hook({**state, "target": {"base": 0}}, state)
 
 
 def test_what_users_bind(parse):

@@ -7,7 +7,8 @@ import pytest
 
 from prompt_tuning import command_line
 
-RUNS = ("t5x_prompt_finetune", "t5x_prompt_eval", "t5x_prompt_infer")
+RUNS = ("t5x_prompt_finetune", "t5x_prompt_eval", "t5x_prompt_infer",
+        "t5x_trained_eval", "t5x_trained_infer")
 ARCHITECTURES = ("flaxformer_t5_prompt", "flaxformer_decoder_only_prompt")
 IMPORTS = re.compile(
     r"^\s*(?:from|import)\s+(?:t5x|flaxformer|prompt_tuning\.t5x)\b"
