@@ -13,17 +13,16 @@ import dataclasses
 import json
 import numbers
 import os
-import time
 from typing import Any
 
 import gin
 import jax
 import numpy as np
 
-from prompt_tuning import command_line, errors, formats
+from prompt_tuning import command_line, formats
 from prompt_tuning import eval as eval_command
 from prompt_tuning.checkpoints import runs
-from prompt_tuning.compare import benchmarks, entries
+from prompt_tuning.compare import benchmarks, entries, results
 from prompt_tuning.scripts import generate
 from prompt_tuning.train import exporting, inputs, loop, settings, setup
 from prompt_tuning.train import state as state_lib
@@ -82,30 +81,20 @@ def run(cell: Cell, setting: Setting) -> dict[str, Any]:
     UserError: on any bad setting or file; and if the folder has a cell of
       other settings.
   """
-  facts = json.loads(json.dumps({
+  def make():
+    os.makedirs(cell.folder, exist_ok=True)
+    trained = train(cell, setting)
+    judged = judge(cell, setting)
+    jax.clear_caches()  # programs of a cell are of no use to the next one
+    return {
+        "method": cell.method, "task": cell.task, "seed": cell.seed, **judged,
+        "trained parameters": trained}
+
+  facts = {
       "method_entries": cell.method_entries, "task_entries": cell.task_entries,
-      **dataclasses.asdict(setting)}, default=str))
-  facts = {k: v for k, v in facts.items() if k != "cache_dir"}
-  if os.path.exists(cell.path("result.json")):
-    with open(cell.path("result.json"), encoding="utf-8") as file:
-      record = json.load(file)
-    if record["made with"] != facts:
-      raise errors.UserError(
-          f"{cell.folder} was made with other settings: give another "
-          "COMPARE_OUTPUT_DIR, or delete this folder.")
-    return record
-  start = time.time()
-  os.makedirs(cell.folder, exist_ok=True)
-  trained = train(cell, setting)
-  judged = judge(cell, setting)
-  record = {
-      "method": cell.method, "task": cell.task, "seed": cell.seed, **judged,
-      "trained parameters": trained, "seconds": round(time.time() - start, 1),
-      "made with": facts}
-  formats.write_whole(
-      cell.path("result.json"), (json.dumps(record, indent=1) + "\n").encode())
-  jax.clear_caches()  # programs of a cell are of no use to the next one
-  return record
+      **dataclasses.asdict(setting)}
+  del facts["cache_dir"]
+  return results.kept(cell.folder, facts, "COMPARE_OUTPUT_DIR", make)
 
 
 def look(cell: Cell, setting: Setting) -> tuple[str, bool]:
@@ -167,8 +156,8 @@ def judge(cell: Cell, setting: Setting) -> dict[str, Any]:
     dataset = gin.get_configurable(settings.DatasetConfig)()
     return benchmarks.score(
         inputs.members(dataset)[0][0], dataset.split, cell.path("judged"))
-  results = command_line.call(eval_command.evaluate)
-  return _figures(results) | _values_of(cell, name)
+  found = command_line.call(eval_command.evaluate)
+  return _figures(found) | _values_of(cell, name)
 
 
 def _figures(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class _Lstm(nn.Module):
     return lstm(x, params, self.reverse)
 
 
-def _table(length: int, width: int) -> Array:
+def table(length: int, width: int) -> Array:
   """The parameter `embedding` [P, H] that goes into the network."""
   return partitioning.param_with_axes(
       "embedding", nn.initializers.normal(1.0), (length, width), jnp.float32,
@@ -98,7 +98,7 @@ class MlpPrompt(nn.Module):
     del x
     width = x_embed.shape[-1]
     hidden = self.hidden_dim or width
-    h = _table(self.length, width)
+    h = table(self.length, width)
     h = jax.nn.relu(linear.Linear(hidden, _INTO_HIDDEN, name="mlp_0")(h))
     h = jax.nn.relu(linear.Linear(hidden, _IN_HIDDEN, name="mlp_1")(h))
     h = linear.Linear(width, _OUT_OF_HIDDEN, name="mlp_2")(h)
@@ -126,7 +126,7 @@ class LstmPrompt(nn.Module):
     del x
     width = x_embed.shape[-1]
     hidden = self.hidden_dim or width
-    h = _table(self.length, width)
+    h = table(self.length, width)
     for i in range(self.num_layers):
       forward = _Lstm(hidden, name=f"lstm_{i}_forward")(h)
       backward = _Lstm(hidden, True, name=f"lstm_{i}_backward")(h)

@@ -6,11 +6,10 @@ reparametrisation that their prefixes have. The module takes the place of
 """
 
 import flax.linen as nn
-from flax.linen import partitioning
 import jax
 import jax.numpy as jnp
 
-from prompt_tuning.methods import linear
+from prompt_tuning.methods import linear, p_tuning
 
 Array = jax.Array
 
@@ -33,9 +32,7 @@ class ProjectedPrompt(nn.Module):
     """Tokens [B, T] and their embeddings [B, T, H] -> prompt [P, H]."""
     del x
     width = x_embed.shape[-1]
-    h = partitioning.param_with_axes(
-        "embedding", nn.initializers.normal(1.0), (self.length, width),
-        jnp.float32, axes=("prompt", "prompt_embed"))
+    h = p_tuning.table(self.length, width)
     h = jnp.tanh(linear.Linear(
         self.hidden_dim, ("prompt_embed", "prompt_hidden"), name="mlp_0")(h))
     h = linear.Linear(

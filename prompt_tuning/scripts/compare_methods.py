@@ -18,10 +18,8 @@ from collections.abc import Mapping, Sequence
 import numbers
 import os
 
-import jax
-
 from prompt_tuning import command_line, errors
-from prompt_tuning.compare import benchmarks, cells, entries, tables
+from prompt_tuning.compare import benchmarks, cells, entries, results, tables
 from prompt_tuning.train import members, settings, setup
 
 
@@ -74,10 +72,7 @@ def compare(
   methods = _chosen(methods, only_methods, "ONLY_METHODS")
   tasks = _chosen(tasks, only_tasks, "ONLY_TASKS")
   output_dir = setup.make_folder(output_dir, "COMPARE_OUTPUT_DIR")
-  if jax.config.jax_compilation_cache_dir is None:
-    # Cells that differ in their seed, and those that go on, compile nothing.
-    jax.config.update(
-        "jax_compilation_cache_dir", os.path.join(output_dir, "compiled"))
+  results.keep_compiled(output_dir)
   setting = cells.Setting(
       os.path.abspath(checkpoint), train_steps, batch_size, eval_batch_size,
       num_examples, os.path.join(output_dir, "cache"))

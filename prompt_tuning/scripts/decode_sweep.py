@@ -17,13 +17,11 @@ left decodes with every combination of the others. In SWEEP_OUTPUT_DIR:
 The same command goes on where it was stopped; what is finished is read.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import io
 import itertools
-import json
 import os
-import time
 from typing import Any
 
 import gin
@@ -31,7 +29,7 @@ import jax
 
 from prompt_tuning import command_line, errors, formats
 from prompt_tuning.checkpoints import runs
-from prompt_tuning.compare import entries, tables
+from prompt_tuning.compare import entries, results, tables
 from prompt_tuning.metrics import sentence_bleu
 from prompt_tuning.scripts import generate, score_text
 from prompt_tuning.train import comparison, exporting, loop, members, setup
@@ -73,10 +71,7 @@ def sweep(
   """
   _check(trained, decoded, references)
   output_dir = setup.make_folder(output_dir, "SWEEP_OUTPUT_DIR")
-  if jax.config.jax_compilation_cache_dir is None:
-    # A sweep that goes on compiles nothing.
-    jax.config.update(
-        "jax_compilation_cache_dir", os.path.join(output_dir, "compiled"))
+  results.keep_compiled(output_dir)
   cache = os.path.join(output_dir, "cache")
   base = {"INITIAL_CHECKPOINT_PATH": os.path.abspath(checkpoint)}
   # All gin files are read, so that a slip shows before hours have gone by.
@@ -160,7 +155,7 @@ def _train(files, cache: str, macros: Settings, folder: str) -> dict[str, Any]:
     return {"trained parameters": sum(
         array.size for array in arrays.values())}
 
-  return _kept(folder, [files, macros], make)
+  return results.kept(folder, [files, macros], "SWEEP_OUTPUT_DIR", make)
 
 
 def _decode(
@@ -176,33 +171,14 @@ def _decode(
         name: _score(os.path.join(folder, f"{name}.out"), path)
         for name, path in references.items()}}
 
-  return _kept(folder, [files, macros, references], make)
+  return results.kept(
+      folder, [files, macros, references], "SWEEP_OUTPUT_DIR", make)
 
 
 def _score(outputs: str, references: str) -> float:
   report = score_text.score(
       outputs, [references], {_METRIC: sentence_bleu.sentence_bleu}, "ids")
   return report["splits"]["all"]["scores"][_METRIC]
-
-
-def _kept(
-    folder: str, facts: Any, make: Callable[[], dict]) -> dict[str, Any]:
-  """What `make` gives, made now or read from the folder's result.json."""
-  path = os.path.join(folder, "result.json")
-  facts = json.loads(json.dumps(facts, default=str))
-  if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      record = json.load(file)
-    if record["made with"] != facts:
-      raise errors.UserError(
-          f"{folder} was made with other settings: give another "
-          "SWEEP_OUTPUT_DIR, or delete this folder.")
-    return record
-  start = time.time()
-  record = make() | {
-      "seconds": round(time.time() - start, 1), "made with": facts}
-  formats.write_whole(path, (json.dumps(record, indent=1) + "\n").encode())
-  return record
 
 
 @contextlib.contextmanager
