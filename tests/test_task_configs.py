@@ -441,11 +441,11 @@ def test_comparisons_on_smollm2(compared, run):
   """compare_smollm2: every cell's files go together and name the right task."""
   given = compared(run)
   methods, tasks_of_it = COMPARISONS[run]
-  setting = cells.Setting("base", 1, 1, 1, None, "cache")
+  setting = cells.Setting("base", 1, 1, None, "cache")
   found = {
       (method, task): cells.look(cells.Cell(
           method, task, 0, given["methods"][method], given["tasks"][task],
-          "out"), setting)
+          1, "out"), setting)
       for method in given["methods"] for task in given["tasks"]}
   assert found == {
       (method, task): (name, method != "frozen")

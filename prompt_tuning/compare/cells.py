@@ -34,7 +34,6 @@ class Setting:
 
   Attributes:
     checkpoint: the base weights, INITIAL_CHECKPOINT_PATH.
-    train_steps: of each run.
     batch_size: of training.
     eval_batch_size: of evaluation and generation.
     num_examples: to judge by, spread over the split; None for all.
@@ -42,7 +41,6 @@ class Setting:
   """
 
   checkpoint: str
-  train_steps: int
   batch_size: int
   eval_batch_size: int
   num_examples: int | None
@@ -59,6 +57,7 @@ class Cell:
     seed: of initialisation, the order of the data, and samples.
     method_entries: see `entries`.
     task_entries: see `entries`.
+    train_steps: of the run.
     folder: what it leaves.
   """
 
@@ -67,6 +66,7 @@ class Cell:
   seed: int
   method_entries: entries.Entries
   task_entries: entries.Entries
+  train_steps: int
   folder: str
 
   def path(self, *names: str) -> str:
@@ -92,7 +92,7 @@ def run(cell: Cell, setting: Setting) -> dict[str, Any]:
 
   facts = {
       "method_entries": cell.method_entries, "task_entries": cell.task_entries,
-      **dataclasses.asdict(setting)}
+      "train_steps": cell.train_steps, **dataclasses.asdict(setting)}
   del facts["cache_dir"]
   return results.kept(cell.folder, facts, "COMPARE_OUTPUT_DIR", make)
 
@@ -205,7 +205,7 @@ def _is_prefix(run_dir: str) -> bool:
 
 
 def _train_macros(cell: Cell, setting: Setting) -> dict[str, Any]:
-  steps = setting.train_steps
+  steps = cell.train_steps
   return {
       "INITIAL_CHECKPOINT_PATH": setting.checkpoint,
       "MODEL_DIR": cell.path("trained"), "TRAIN_STEPS": steps,

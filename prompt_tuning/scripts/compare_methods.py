@@ -29,7 +29,7 @@ def compare(
     tasks: Mapping[str, entries.Entries],
     checkpoint: str,
     output_dir: str,
-    train_steps: int,
+    train_steps: int | Mapping[str, int],
     batch_size: int = 8,
     eval_batch_size: int = 32,
     num_examples: int | None = None,
@@ -47,7 +47,7 @@ def compare(
     tasks: gin files and bindings by name: the decoding's and the task's.
     checkpoint: the base weights, INITIAL_CHECKPOINT_PATH.
     output_dir: where results go.
-    train_steps: of each run.
+    train_steps: of each run; or, by name, of each run on a task.
     batch_size: of training.
     eval_batch_size: of evaluation and generation.
     num_examples: to judge by, spread over the split; None for all.
@@ -65,22 +65,27 @@ def compare(
   Raises:
     UserError: on any bad setting or file, with the cell that it is about.
   """
-  for name, value in (("TRAIN_STEPS", train_steps), ("BATCH_SIZE", batch_size),
+  methods = _chosen(methods, only_methods, "ONLY_METHODS")
+  tasks = _chosen(tasks, only_tasks, "ONLY_TASKS")
+  steps = {task: train_steps.get(task) if isinstance(train_steps, Mapping)
+           else train_steps for task in tasks}
+  for name, value in (*((f"TRAIN_STEPS of {task}", one)
+                        for task, one in steps.items()),
+                      ("BATCH_SIZE", batch_size),
                       ("EVAL_BATCH_SIZE", eval_batch_size),
                       ("NUM_EXAMPLES", num_examples or 1)):
     settings.check_positive(name, value)
-  methods = _chosen(methods, only_methods, "ONLY_METHODS")
-  tasks = _chosen(tasks, only_tasks, "ONLY_TASKS")
   output_dir = setup.make_folder(output_dir, "COMPARE_OUTPUT_DIR")
   results.keep_compiled(output_dir)
   setting = cells.Setting(
-      os.path.abspath(checkpoint), train_steps, batch_size, eval_batch_size,
-      num_examples, os.path.join(output_dir, "cache"))
+      os.path.abspath(checkpoint), batch_size, eval_batch_size, num_examples,
+      os.path.join(output_dir, "cache"))
   every = [
-      cells.Cell(method, task, seed, methods[method], tasks[task], os.path.join(
-          output_dir, *(members.folder_name({name: value})
-                        for name, value in (("task", task), ("method", method),
-                                            ("seed", seed)))))
+      cells.Cell(
+          method, task, seed, methods[method], tasks[task], steps[task],
+          os.path.join(output_dir, *(
+              members.folder_name({name: value}) for name, value in (
+                  ("task", task), ("method", method), ("seed", seed)))))
       for seed in seeds for task in tasks for method in methods]
   every = _wanted(every, setting, execute_code)
   places = _places(methods, picture_axis)
@@ -97,7 +102,8 @@ def compare(
     print(f"{one['metric']} {one['value']:.1f} in {one['seconds']:.0f} s")
     table = tables.write(
         output_dir, _in_order(records, methods, tasks),
-        f"{os.path.basename(setting.checkpoint)}, {train_steps} steps of "
+        f"{os.path.basename(setting.checkpoint)}, "
+        f"{' / '.join(map(str, dict.fromkeys(steps.values())))} steps of "
         f"{batch_size}", picture_axis, places)
   print(f"\n{table}\n{os.path.relpath(output_dir)}/{tables.RECORDS} has more.")
   return table

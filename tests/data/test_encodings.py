@@ -20,10 +20,11 @@ class Numbers:
 
   def __init__(self, fingerprint="numbers"):
     self.fingerprint = fingerprint
-    self.calls = 0
+    self.calls = self.texts = 0
 
   def encode(self, texts):
     self.calls += 1
+    self.texts += len(texts)
     return np.array([[float(text.split()[-1]), 1] for text in texts])
 
 
@@ -59,6 +60,16 @@ def test_they_are_made_once(examples, tmp_path):
   other = Numbers("others")
   encodings.attach(examples, other, tmp_path / "new")
   assert other.calls == 1
+
+
+def test_a_text_of_several_examples_is_encoded_once(tmp_path):
+  encoder = Numbers()
+  numbers = [3, 1, 3, 3, 2, 1]
+  made = encodings.attach(
+      examples_of([{"inputs": f"number {i}"} for i in numbers]), encoder,
+      tmp_path)
+  np.testing.assert_array_equal(made.encodings, [[i, 1] for i in numbers])
+  assert encoder.texts == 3
 
 
 @pytest.mark.parametrize("damage", [

@@ -171,7 +171,8 @@ def test_methods_of_other_kinds(flags, command, tmp_path, method, left):
   """What is judged is what was trained: the figures are those of the run."""
   folder = tmp_path / "out"
   outcome = command("compare", *flags(
-      COMPARE_OUTPUT_DIR=str(folder), ONLY_TASKS=["labels"]),
+      COMPARE_OUTPUT_DIR=str(folder), ONLY_TASKS=["labels"],
+      TRAIN_STEPS={"labels": 3, "code": 4}),
       f"--gin.METHODS={{'it': {method}}}")
   assert outcome.status == 0, outcome.err
   [cell] = folder.glob("task=labels/method=it/seed=0")
@@ -179,6 +180,8 @@ def test_methods_of_other_kinds(flags, command, tmp_path, method, left):
   record = json.loads((cell / "result.json").read_text())
   assert record["trained parameters"] > 0
   assert record["value"] == np.mean(record["values"])
+  *_, last = (cell / "trained" / "train.jsonl").read_text().splitlines()
+  assert json.loads(last)["step"] == 3
 
 
 @pytest.mark.slow
@@ -358,10 +361,17 @@ def test_bindings_go_where_their_file_goes():
       entries.flags(bad)
 
 
+def test_steps_by_task_name_every_task(flags, command, tmp_path):
+  outcome = command("compare", *flags(
+      COMPARE_OUTPUT_DIR=str(tmp_path / "out"), TRAIN_STEPS={"labels": 3}))
+  assert outcome.status == 2 and "TRAIN_STEPS of code is None" in outcome.err
+  assert not (tmp_path / "out").exists()
+
+
 def test_a_wholly_tuned_model_is_read_from_its_folder(tmp_path):
   os.makedirs(tmp_path / "trained" / "hugging_face")
-  cell = cells.Cell("full", "t", 0, [], [], str(tmp_path))
-  setting = cells.Setting("base.gguf", 1, 1, 1, None, "cache")
+  cell = cells.Cell("full", "t", 0, [], [], 1, str(tmp_path))
+  setting = cells.Setting("base.gguf", 1, 1, None, "cache")
   _, macros = cells.trained_result(cell, setting)
   assert macros["INITIAL_CHECKPOINT_PATH"] == str(
       tmp_path / "trained" / "hugging_face")
