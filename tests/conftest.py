@@ -15,7 +15,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
-    " --xla_llvm_disable_expensive_passes=true")
+    " --xla_backend_optimization_level=0")
 
 import pytest  # noqa: E402  (the flags must be set before jax is imported)
 
