@@ -77,12 +77,9 @@ def _write_tiny_lm(
   Returns:
     The folder.
   """
-  import jax
-  import numpy as np
   import tokenizers
 
-  from prompt_tuning.checkpoints import hugging_face
-  from prompt_tuning.models import causal_lm, decoder_only
+  from prompt_tuning.models import causal_lm
 
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
@@ -95,16 +92,45 @@ def _write_tiny_lm(
   names = ["eos_token", *(["bos_token"] if family == "gpt2" else [])]
   (folder / "tokenizer_config.json").write_text(
       json.dumps(dict.fromkeys(names, end)))
-  config = causal_lm.Config(
-      tokenizer.get_vocab_size(), 8, 1, 2, 4, 16, **changes)
-  shapes, _ = decoder_only.DecoderOnlyModel(
-      causal_lm.CausalLM(config), None).abstract()
+  _save_random_lm(folder, causal_lm.Config(
+      tokenizer.get_vocab_size(), 8, 1, 2, 4, 16, **changes), family=family)
+  return folder
+
+
+@pytest.fixture(scope="session")
+def save_random_lm():
+  """Writes the weights of a decoder-only model: `_save_random_lm`."""
+  return _save_random_lm
+
+
+def _save_random_lm(folder, config, spread=0.3, family=None):
+  """Random weights as a Hugging Face folder, norms around 1.
+
+  Args:
+    folder: which exists.
+    config: a `causal_lm.Config`.
+    spread: the weights' deviation.
+    family: see `hugging_face.save`; None is Llama.
+  """
+  from prompt_tuning.models import causal_lm, decoder_only
+
+  _save_random(folder, decoder_only.DecoderOnlyModel(
+      causal_lm.CausalLM(config), None), config, spread, family)
+
+
+def _save_random(folder, model, config, spread=0.3, family=None):
+  """Random weights of the engine's `model`, whose module has the `config`."""
+  import jax
+  import numpy as np
+
+  from prompt_tuning.checkpoints import hugging_face
+
+  shapes, _ = model.abstract()
   draw = np.random.default_rng(0)
   params = jax.tree.map(
-      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.3, s.shape)
+      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, spread, s.shape)
       .astype(np.float32), shapes)
   hugging_face.save(folder, params, config, "float32", family=family)
-  return folder
 
 
 @pytest.fixture
@@ -195,21 +221,12 @@ def command(compilation_cache_folder):
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory):
   """A Hugging Face directory with random weights for `TINY`."""
-  import jax
-  import numpy as np
-
-  from prompt_tuning.checkpoints import hugging_face
   from prompt_tuning.models import encoder_decoder, t5
 
   config = t5.Config(4096, 8, 2, 4, 16, 2, 1)
-  shapes, _ = encoder_decoder.EncoderDecoderModel(
-      t5.EncoderDecoder(config), None, None).abstract()
-  draw = np.random.default_rng(0)
-  params = jax.tree.map(
-      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.3, s.shape)
-      .astype(np.float32), shapes)
   folder = tmp_path_factory.mktemp("tiny_base")
-  hugging_face.save(folder, params, config, "float32")
+  _save_random(folder, encoder_decoder.EncoderDecoderModel(
+      t5.EncoderDecoder(config), None, None), config)
   return folder
 
 

@@ -9,7 +9,6 @@ import dataclasses
 import json
 import textwrap
 
-import jax
 import numpy as np
 import pytest
 
@@ -130,24 +129,17 @@ FAST = {"multitask_add", "decoder_per_layer_replace", "perceptron"}
 
 
 @pytest.fixture(scope="module")
-def tiny_llama(tmp_path_factory):
+def tiny_llama(tmp_path_factory, save_random_lm):
   """A Hugging Face directory with random weights and a tokenizer."""
   import tokenizers
 
-  from prompt_tuning.checkpoints import hugging_face
-  from prompt_tuning.models import causal_lm, decoder_only
+  from prompt_tuning.models import causal_lm
 
   config = causal_lm.Config(
       vocab_size=64, embed_dim=8, num_layers=2, num_heads=2, head_dim=4,
       mlp_dim=16, max_positions=64, tie_logits=False)
-  shapes, _ = decoder_only.DecoderOnlyModel(
-      causal_lm.CausalLM(config), None).abstract()
-  draw = np.random.default_rng(0)
-  params = jax.tree.map(
-      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.3, s.shape)
-      .astype(np.float32), shapes)
   folder = tmp_path_factory.mktemp("tiny_llama")
-  hugging_face.save(folder, params, config, "float32")
+  save_random_lm(folder, config)
   words = ["<unk>", "</s>", "the", "array", "number", "is", "sorted", "empty",
            *map(str, range(40))]
   words += [f"<{i}>" for i in range(64 - len(words))]

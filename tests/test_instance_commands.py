@@ -19,25 +19,17 @@ STEPS = {"TRAIN_STEPS": 4, "EVAL_PERIOD": 4, "SAVE_PERIOD": 4,
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory):
+def tiny_llama(tmp_path_factory, save_random_lm):
   """A tiny Llama as Hugging Face keeps it, with weights and a tokenizer."""
-  import jax
   import tokenizers
 
-  from prompt_tuning.checkpoints import hugging_face
-  from prompt_tuning.models import causal_lm, decoder_only
+  from prompt_tuning.models import causal_lm
 
   config = causal_lm.Config(
       vocab_size=20, embed_dim=8, num_layers=1, num_heads=2, head_dim=4,
       mlp_dim=16, max_positions=64)
-  shapes, _ = decoder_only.DecoderOnlyModel(
-      causal_lm.CausalLM(config), None).abstract()
-  draw = np.random.default_rng(0)
-  params = jax.tree.map(
-      lambda s: draw.normal(1.0 if len(s.shape) == 1 else 0.0, 0.5, s.shape)
-      .astype(np.float32), shapes)
   folder = tmp_path_factory.mktemp("tiny_llama")
-  hugging_face.save(folder, params, config, "float32")
+  save_random_lm(folder, config, 0.5)
   words = {word: i for i, word in enumerate(
       ("<unk>", "</s>", "the", "array", "number", "is", "empty", "sorted"))}
   tokenizer = tokenizers.Tokenizer(
